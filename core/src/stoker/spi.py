@@ -1,0 +1,396 @@
+"""The public door: all that a plugin may import, but for the generated :mod:`stoker.protos`.
+
+A plugin is a module with hooks (:mod:`stoker.hookspecs`), each returning providers. A provider says
+which settings its TOML table takes and how to open the service::
+
+    class Settings(spi.Settings):
+        path: str
+
+    @asynccontextmanager
+    async def open_store(settings: Settings, context: spi.Context) -> AsyncIterator[MyStore]:
+        yield MyStore(context.path(settings.path))
+
+    @spi.hookimpl
+    def stoker_blob_stores() -> Mapping[str, spi.Provider[spi.BlobStore]]:
+        return {"mine": spi.Provider(Settings, open_store, "blobs in my place")}
+
+The services below have one to three abstract methods. A method that a later release adds comes
+with a default body, so that an old plugin lives on.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar, cast
+
+import msgspec
+import pluggy
+
+from stoker.digest import DIGEST_FUNCTIONS, SHA256, Digest, DigestFunction
+from stoker.errors import (
+    BlobNotFound,
+    ConfigurationError,
+    DataLoss,
+    DigestMismatch,
+    FailedPrecondition,
+    InputsMissing,
+    InvalidRequest,
+    MalformedResponse,
+    OffsetOutOfRange,
+    ProgramNotStarted,
+    StokerError,
+    StorageFull,
+    Unavailable,
+)
+from stoker.protos.remote_execution_pb2 import ActionResult
+from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import trio
+
+__all__ = [
+    # plugins and configuration
+    "hookimpl",
+    "Provider",
+    "Context",
+    "Settings",
+    "BlobStoreName",
+    "ActionCacheName",
+    # storage
+    "BlobStore",
+    "BlobReader",
+    "BlobWriter",
+    "ActionCache",
+    "ActionKey",
+    "ActionResult",
+    "Digest",
+    "DigestFunction",
+    "DIGEST_FUNCTIONS",
+    "SHA256",
+    # execution
+    "ExecutionStrategy",
+    "Process",
+    "ProcessSpec",
+    "Exit",
+    "Sandbox",
+    # persistent workers
+    "WorkerProtocol",
+    "ResponseDecoder",
+    "WorkRequest",
+    "WorkResponse",
+    # errors
+    "StokerError",
+    "BlobNotFound",
+    "ConfigurationError",
+    "DataLoss",
+    "DigestMismatch",
+    "FailedPrecondition",
+    "InputsMissing",
+    "InvalidRequest",
+    "MalformedResponse",
+    "OffsetOutOfRange",
+    "ProgramNotStarted",
+    "StorageFull",
+    "Unavailable",
+]
+
+hookimpl = pluggy.HookimplMarker("stoker")
+
+Service_co = TypeVar("Service_co", covariant=True)
+
+
+# --- plugins and configuration -------------------------------------------------------------------
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Root of every settings struct. A field is a TOML key; one without a default is required."""
+
+
+BlobStoreName = Annotated[str, msgspec.Meta(extra={"refers_to": "blob_stores"})]
+"""The type of a setting that names a ``[blob_stores.NAME]`` table. It is open before its user."""
+
+ActionCacheName = Annotated[str, msgspec.Meta(extra={"refers_to": "action_caches"})]
+"""The type of a setting that names an ``[action_caches.NAME]`` table."""
+
+
+class Context:
+    """What a provider may know of the server that opens it."""
+
+    def __init__(
+        self, name: str, folder: Path, services: Mapping[str, Mapping[str, object]]
+    ) -> None:
+        self.name = name
+        """The name of the TOML table, for messages."""
+        self._folder = folder
+        self._services = services
+
+    def path(self, text: str) -> Path:
+        """The path that a setting means: relative ones begin at the TOML file's folder."""
+        return self._folder / Path(text).expanduser()
+
+    def blob_store(self, name: str) -> BlobStore:
+        """The store that a setting of type `BlobStoreName` names."""
+        return cast("BlobStore", self._services["blob_stores"][name])
+
+    def action_cache(self, name: str) -> ActionCache:
+        """The cache that a setting of type `ActionCacheName` names."""
+        return cast("ActionCache", self._services["action_caches"][name])
+
+
+@dataclass(frozen=True, slots=True)
+class Provider(Generic[Service_co]):
+    """One kind of a service: its settings, and how to open it.
+
+    `open` is entered once for each TOML table of the kind and left when the server stops. It may
+    hold a nursery for background work. It raises ConfigurationError for settings that cannot work
+    here, and Unavailable for what may work later.
+    """
+
+    settings: type[Settings]
+    open: Callable[[Any, Context], AbstractAsyncContextManager[Service_co]]
+    summary: str = ""
+    """A few words for ``stoker plugins``."""
+
+
+# --- storage -------------------------------------------------------------------------------------
+
+
+class BlobReader(abc.ABC):
+    """An open blob. One task reads at a time."""
+
+    @abc.abstractmethod
+    async def read(self, max_bytes: int) -> bytes:
+        """The next bytes: at least one and at most `max_bytes`, or none at the end.
+
+        A cancelled read may be repeated. Raises DataLoss or Unavailable.
+        """
+
+
+class BlobWriter(abc.ABC):
+    """A blob on its way in. One task writes at a time."""
+
+    @abc.abstractmethod
+    async def write(self, data: bytes | memoryview) -> None:
+        """Append `data`. After an exception, cancellation included, the writer is of no more use.
+
+        Raises StorageFull or Unavailable.
+        """
+
+
+class BlobStore(abc.ABC):
+    """Blobs by content. Calls may overlap freely, also on one digest.
+
+    The store never hashes: stoker hands it a writer that verifies size and hash before the
+    context of `open_write` is left cleanly. A store need not know the empty blob either: stoker
+    answers for it.
+    """
+
+    @abc.abstractmethod
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        """Those of `digests` that are absent. One that is present is not soon evicted.
+
+        Raises Unavailable rather than call a blob missing because something did not answer.
+        """
+
+    @abc.abstractmethod
+    def open_read(
+        self, digest: Digest, offset: int = 0, limit: int | None = None
+    ) -> AbstractAsyncContextManager[BlobReader]:
+        """Open `digest` at `offset` (at most its size) for at most `limit` bytes.
+
+        While it is open the blob stays readable, whatever happens to it meanwhile.
+        Raises BlobNotFound or Unavailable on entering.
+        """
+
+    @abc.abstractmethod
+    def open_write(self, digest: Digest) -> AbstractAsyncContextManager[BlobWriter]:
+        """Publish `digest` once the context is left cleanly.
+
+        After any exception, cancellation included, readers see nothing of it and the space is
+        given back. Writing a blob that is present already is no error.
+        Raises StorageFull or Unavailable.
+        """
+
+    async def read_many(self, digests: Collection[Digest]) -> dict[Digest, bytes]:
+        """Whole small blobs at once. Absent ones are left out. Raises DataLoss or Unavailable."""
+        blobs = {}
+        for digest in digests:
+            try:
+                async with self.open_read(digest) as reader:
+                    blobs[digest] = await _read_whole(reader, digest.size_bytes)
+            except BlobNotFound:
+                continue
+        return blobs
+
+    async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, StokerError]:
+        """Publish whole small blobs, each on its own. Returns those that failed, and why."""
+        failures: dict[Digest, StokerError] = {}
+        for digest, data in blobs.items():
+            try:
+                async with self.open_write(digest) as writer:
+                    await writer.write(data)
+            except StokerError as error:
+                failures[digest] = error
+        return failures
+
+    def open_paths(
+        self, digests: Collection[Digest]
+    ) -> AbstractAsyncContextManager[Mapping[Digest, Path]]:
+        """Files of this machine that hold blobs, pinned while the context is open.
+
+        Blobs that are absent, or have no file here, are left out. The files must only be read.
+        """
+        return _no_paths(digests)
+
+
+async def _read_whole(reader: BlobReader, size_bytes: int) -> bytes:
+    pieces = []
+    while piece := await reader.read(max(size_bytes, 1)):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+@asynccontextmanager
+async def _no_paths(_: Collection[Digest]) -> AsyncIterator[Mapping[Digest, Path]]:
+    yield {}
+
+
+class ActionKey(NamedTuple):
+    """What an action result is filed under: one namespace never sees another's results."""
+
+    namespace: str
+    """The instance name; any text, never to be used as a path as it stands."""
+    action: Digest
+
+
+class ActionCache(abc.ABC):
+    """Action results. Calls may overlap freely, also on one key; the last update wins."""
+
+    @abc.abstractmethod
+    async def get(self, key: ActionKey) -> ActionResult | None:
+        """The result filed under `key`, or None. Raises Unavailable."""
+
+    @abc.abstractmethod
+    async def update(self, key: ActionKey, result: ActionResult) -> None:
+        """File `result` under `key`, in place of what was there.
+
+        A cancelled or failed update leaves the old result or the new one, whole.
+        Raises StorageFull or Unavailable.
+        """
+
+
+# --- execution -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSpec:
+    """A process to be started. Its folders bear the same names inside any strategy or sandbox."""
+
+    argv: tuple[str, ...]
+    """The program and its arguments. A program without a slash is looked up in the PATH of
+    `environment`, one with a slash is relative to the working directory (RUN-09)."""
+    environment: Mapping[str, str]
+    """All of it: nothing of the server's environment is added."""
+    root: Path
+    """The input root: the process may read and write below it."""
+    working_directory: str = ""
+    """Relative to `root`; empty for `root` itself. It exists."""
+    temporary_directory: Path
+    """Private to this process, and empty."""
+    stderr: Path
+    """The file to append stderr to."""
+    stdout: Path | None = None
+    """The file to write stdout to, with an empty stdin; or None to be given both as pipes."""
+    properties: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The action's platform, for strategies and sandboxes that read some of it."""
+
+
+class Exit(NamedTuple):
+    """How a process ended."""
+
+    code: int
+    """0 to 255; for a process ended by a signal, 128 and the signal's number."""
+    signal: int | None = None
+
+
+class Process(abc.ABC):
+    """A process that was started."""
+
+    name: str
+    """For messages, such as ``process 4711``."""
+    stdin: trio.abc.SendStream | None = None
+    stdout: trio.abc.ReceiveStream | None = None
+    """Pipes, where the specification asked for them."""
+
+    @abc.abstractmethod
+    async def wait(self) -> Exit:
+        """Wait for the end of the process itself. May be called again, and by several tasks.
+
+        Cancellation leaves the process alone.
+        """
+
+    @abc.abstractmethod
+    def terminate(self) -> None:
+        """Ask the whole process tree to end (SIGTERM), without waiting. No error if it is gone."""
+
+
+class ExecutionStrategy(abc.ABC):
+    """A way to start processes. Calls may overlap."""
+
+    @abc.abstractmethod
+    def start(self, spec: ProcessSpec) -> AbstractAsyncContextManager[Process]:
+        """Start a process, for one command or for a worker that lives long.
+
+        Leaving the context, by whatever way, leaves no process of it alive.
+        Raises ProgramNotStarted when the program is at fault, FailedPrecondition when the
+        platform asks for what this strategy cannot give, Unavailable otherwise.
+        """
+
+
+class Sandbox(abc.ABC):
+    """An enclosure around processes. Calls may overlap."""
+
+    @abc.abstractmethod
+    def enclose(self, spec: ProcessSpec) -> AbstractAsyncContextManager[ProcessSpec]:
+        """Rewrite what is to be started so that it runs enclosed; clean up on leaving.
+
+        Raises FailedPrecondition or Unavailable when it cannot enclose: never returns a
+        specification that would run unenclosed.
+        """
+
+
+# --- persistent workers --------------------------------------------------------------------------
+
+
+class ResponseDecoder(abc.ABC):
+    """Finds responses in what one worker process writes to its stdout."""
+
+    @abc.abstractmethod
+    def feed(self, data: bytes) -> list[WorkResponse]:
+        """The responses that `data` completes, in order.
+
+        `data` may be cut anywhere. Raises MalformedResponse, after which the decoder is of no
+        more use.
+        """
+
+    @abc.abstractmethod
+    def end(self) -> None:
+        """Stdout has ended. Raises MalformedResponse if that was inside of a response."""
+
+
+class WorkerProtocol(abc.ABC):
+    """How work requests and responses become bytes. Without I/O, tasks or clocks."""
+
+    @abc.abstractmethod
+    def encode(self, request: WorkRequest) -> bytes:
+        """`request` as the worker reads it from its stdin."""
+
+    @abc.abstractmethod
+    def decoder(self, limit_bytes: int) -> ResponseDecoder:
+        """A decoder for one process, which refuses a response of more than `limit_bytes`."""

@@ -1,0 +1,1 @@
+"""The Remote Execution API and its neighbours, compiled from protos/; see protos/README.md."""

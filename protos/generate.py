@@ -1,0 +1,97 @@
+"""Compile protos/ into core/src, or say which compiled files are stale.
+
+python protos/generate.py          writes them
+python protos/generate.py --check  names those that are stale, and exits 1 if there are any
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import sys
+import tempfile
+from pathlib import Path
+
+import google.rpc
+from grpc_tools import protoc
+
+SOURCE_ROOT = Path(__file__).resolve().parent
+TARGET_ROOT = SOURCE_ROOT.parent / "core" / "src"
+
+
+class CompilationFailedError(Exception):
+    """The compiler refused the sources; it has said why on stderr."""
+
+
+def import_paths() -> list[str]:
+    """Return where imports are looked for: ours, the well-known types, Google's common types."""
+    well_known = importlib.resources.files("grpc_tools") / "_proto"
+    common = Path(next(iter(google.rpc.__path__))).parents[1]
+    # The package ships this one file under another name than the one it is compiled under.
+    operations = "google/longrunning/operations.proto"
+    shipped = common / "google" / "longrunning" / "operations_proto.proto"
+    return [str(SOURCE_ROOT), str(well_known), f"{operations}={shipped}", str(common)]
+
+
+def compile_into(target_root: Path) -> None:
+    """Write the module and the type stub of every source below `target_root`.
+
+    Raises CompilationFailedError; files written before that stay.
+    """
+    sources = sorted(path.relative_to(SOURCE_ROOT) for path in SOURCE_ROOT.rglob("*.proto"))
+    arguments = [
+        "protoc",
+        *(f"--proto_path={path}" for path in import_paths()),
+        f"--python_out={target_root}",
+        f"--pyi_out={target_root}",
+        *(source.as_posix() for source in sources),
+    ]
+    if protoc.main(arguments) != 0:
+        raise CompilationFailedError
+
+
+def generated_files(root: Path) -> dict[str, bytes]:
+    """Map the path of every compiled file below `root`, relative to it, to its content."""
+    paths = (path for path in root.rglob("*_pb2.py*") if path.suffix in {".py", ".pyi"})
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
+
+def freshly_compiled() -> dict[str, bytes]:
+    """Compile into a directory that is gone afterwards; return what `generated_files` saw."""
+    with tempfile.TemporaryDirectory() as directory:
+        compile_into(Path(directory))
+        return generated_files(Path(directory))
+
+
+def stale_files(wanted: dict[str, bytes], present: dict[str, bytes]) -> list[str]:
+    """Name the files that are missing, differ, or have lost their source."""
+    names = sorted(wanted.keys() | present.keys())
+    return [name for name in names if wanted.get(name) != present.get(name)]
+
+
+def write(name: str, content: bytes | None) -> None:
+    """Write one compiled file, or remove it where `content` is None."""
+    path = TARGET_ROOT / name
+    if content is None:
+        path.unlink()
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def main(arguments: list[str]) -> int:
+    """Bring the compiled files up to date, or only compare; return the exit status."""
+    parser = argparse.ArgumentParser(description="Compile protos/ into core/src.")
+    parser.add_argument("--check", action="store_true", help="compare only; exit 1 if stale")
+    only_check = parser.parse_args(arguments).check
+    wanted = freshly_compiled()
+    stale = stale_files(wanted, generated_files(TARGET_ROOT))
+    for name in stale:
+        sys.stdout.write(f"{'stale' if only_check else 'written'}: {name}\n")
+        if not only_check:
+            write(name, wanted.get(name))
+    return 1 if only_check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

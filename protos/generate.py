@@ -7,26 +7,46 @@ python protos/generate.py --check  names those that are stale, and exits 1 if th
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.resources
 import sys
 import tempfile
 from pathlib import Path
 
-import google.rpc
-from grpc_tools import protoc
+from grpc_tools import protoc  # type: ignore[import-untyped]  # grpcio-tools ships no types
 
 SOURCE_ROOT = Path(__file__).resolve().parent
 TARGET_ROOT = SOURCE_ROOT.parent / "core" / "src"
+
+# Another version writes other text, and a newer compiler's text refuses an older protobuf runtime:
+# README.md says when these may move.
+COMPILERS = {"grpcio-tools": "1.76.0", "mypy-protobuf": "5.1.0"}
 
 
 class CompilationFailedError(Exception):
     """The compiler refused the sources; it has said why on stderr."""
 
 
+def other_compilers() -> list[str]:
+    """Name the compilers that are not installed in the version the committed files come from."""
+    wanted = [f"{name}=={version}" for name, version in COMPILERS.items()]
+    present = {f"{name}=={installed_version(name)}" for name in COMPILERS}
+    return [requirement for requirement in wanted if requirement not in present]
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, or None where it is absent."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def import_paths() -> list[str]:
     """Return where imports are looked for: ours, the well-known types, Google's common types."""
     well_known = importlib.resources.files("grpc_tools") / "_proto"
-    common = Path(next(iter(google.rpc.__path__))).parents[1]
+    status = importlib.resources.files("google.rpc") / "status.proto"
+    common = Path(str(status)).parents[2]
     # The package ships this one file under another name than the one it is compiled under.
     operations = "google/longrunning/operations.proto"
     shipped = common / "google" / "longrunning" / "operations_proto.proto"
@@ -42,8 +62,9 @@ def compile_into(target_root: Path) -> None:
     arguments = [
         "protoc",
         *(f"--proto_path={path}" for path in import_paths()),
+        f"--plugin=protoc-gen-mypy={Path(sys.executable).with_name('protoc-gen-mypy')}",
         f"--python_out={target_root}",
-        f"--pyi_out={target_root}",
+        f"--mypy_out=quiet:{target_root}",
         *(source.as_posix() for source in sources),
     ]
     if protoc.main(arguments) != 0:
@@ -69,7 +90,7 @@ def stale_files(wanted: dict[str, bytes], present: dict[str, bytes]) -> list[str
     return [name for name in names if wanted.get(name) != present.get(name)]
 
 
-def write(name: str, content: bytes | None) -> None:
+def bring_up_to_date(name: str, content: bytes | None) -> None:
     """Write one compiled file, or remove it where `content` is None."""
     path = TARGET_ROOT / name
     if content is None:
@@ -84,12 +105,16 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Compile protos/ into core/src.")
     parser.add_argument("--check", action="store_true", help="compare only; exit 1 if stale")
     only_check = parser.parse_args(arguments).check
+    if others := other_compilers():
+        sys.stderr.write(f"these exact versions are needed: {' '.join(others)}\n")
+        return 2
     wanted = freshly_compiled()
     stale = stale_files(wanted, generated_files(TARGET_ROOT))
     for name in stale:
-        sys.stdout.write(f"{'stale' if only_check else 'written'}: {name}\n")
         if not only_check:
-            write(name, wanted.get(name))
+            bring_up_to_date(name, wanted.get(name))
+        done = "stale" if only_check else "updated" if name in wanted else "removed"
+        sys.stdout.write(f"{done}: {name}\n")
     return 1 if only_check and stale else 0
 
 

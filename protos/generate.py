@@ -90,9 +90,8 @@ def stale_files(wanted: dict[str, bytes], present: dict[str, bytes]) -> list[str
     return [name for name in names if wanted.get(name) != present.get(name)]
 
 
-def bring_up_to_date(name: str, content: bytes | None) -> None:
+def bring_up_to_date(path: Path, content: bytes | None) -> None:
     """Write one compiled file, or remove it where `content` is None."""
-    path = TARGET_ROOT / name
     if content is None:
         path.unlink()
     else:
@@ -100,8 +99,11 @@ def bring_up_to_date(name: str, content: bytes | None) -> None:
         path.write_bytes(content)
 
 
-def main(arguments: list[str]) -> int:
-    """Bring the compiled files up to date, or only compare; return the exit status."""
+def main(arguments: list[str], target_root: Path = TARGET_ROOT) -> int:
+    """Bring the compiled files up to date, or only compare; return the exit status.
+
+    That is 0, or 1 where a comparison found stale files, or 2 where a compiler is missing.
+    """
     parser = argparse.ArgumentParser(description="Compile protos/ into core/src.")
     parser.add_argument("--check", action="store_true", help="compare only; exit 1 if stale")
     only_check = parser.parse_args(arguments).check
@@ -109,10 +111,10 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"these exact versions are needed: {' '.join(others)}\n")
         return 2
     wanted = freshly_compiled()
-    stale = stale_files(wanted, generated_files(TARGET_ROOT))
+    stale = stale_files(wanted, generated_files(target_root))
     for name in stale:
         if not only_check:
-            bring_up_to_date(name, wanted.get(name))
+            bring_up_to_date(target_root / name, wanted.get(name))
         done = "stale" if only_check else "updated" if name in wanted else "removed"
         sys.stdout.write(f"{done}: {name}\n")
     return 1 if only_check and stale else 0

@@ -1,0 +1,3 @@
+#!/bin/sh
+echo "this test never ends"
+exec sleep 3600

@@ -1,0 +1,299 @@
+"""A real Bazel builds the example workspace on a real server process.
+
+Every test that must not find the results of another has an instance of its own: instances
+share the blobs and the executor, each has its own action cache.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .bazel import HANG_SECONDS, Bazel, Outcome, open_bazel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.bazel, pytest.mark.slow]
+
+SLOTS = 2
+PAGES_PER_PROTOCOL = 12
+TESTS = ["native/roman_test", "native/table_test", "pages/book_test", "text/whole_test"]
+INSTANCES = ["", "team/a", "minimal", "cache", "broken"]
+
+EXECUTOR = f"""
+[server]
+listen = ["127.0.0.1:0"]
+
+[blob_stores.main]
+kind = "disk"
+path = "cas"
+
+[executors.local]
+strategy = "local"
+slots = {SLOTS}
+properties = {{ OSFamily = "linux" }}
+"""
+
+INSTANCE = """
+[action_caches.cache_{number}]
+kind = "disk"
+path = "ac_{number}"
+
+[instances."{name}"]
+blob_store = "main"
+action_cache = "cache_{number}"
+executors = ["local"]
+"""
+
+
+@contextmanager
+def open_server(folder: Path) -> Iterator[str]:
+    """Run `stoker serve` on a free port and give its address; it ends with the block."""
+    configuration = folder / "stoker.toml"
+    instances = (INSTANCE.format(number=number, name=name) for number, name in enumerate(INSTANCES))
+    configuration.write_text(EXECUTOR + "".join(instances))
+    port_file, log = folder / "port", folder / "server.log"
+    command = [sys.executable, "-m", "stoker", "serve"]
+    options = ["--config", str(configuration), "--port-file", str(port_file)]
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            [*command, *options], stdout=output, stderr=output, stdin=subprocess.DEVNULL
+        ) as server,
+    ):
+        try:
+            yield wait_for_address(server, port_file, log)
+        finally:
+            server.terminate()
+            try:
+                server.wait(timeout=HANG_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                raise
+
+
+def wait_for_address(server: subprocess.Popen[bytes], port_file: Path, log: Path) -> str:
+    """Return the address in `port_file`, which appears once the server can be called."""
+    deadline = time.monotonic() + 60
+    while not port_file.exists():
+        assert server.poll() is None, f"the server did not start:\n{log.read_text()}"
+        assert time.monotonic() < deadline, f"the server is not ready:\n{log.read_text()}"
+        # A file that appears has no event to wait for that every platform knows.
+        time.sleep(0.05)
+    return port_file.read_text().split()[0]
+
+
+@pytest.fixture(scope="module")
+def program() -> str:
+    found = shutil.which("bazel")
+    if found is None:
+        pytest.skip("there is no `bazel` on the PATH")
+    return found
+
+
+@pytest.fixture(scope="module")
+def bazel(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bazel]:
+    with open_bazel(program, tmp_path_factory.mktemp("bazel")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with open_server(tmp_path_factory.mktemp("server")) as address:
+        yield address
+
+
+def remote(server: str, instance: str = "") -> list[str]:
+    return [
+        "--config=remote",
+        f"--remote_executor=grpc://{server}",
+        f"--remote_instance_name={instance}",
+    ]
+
+
+@dataclass(frozen=True)
+class FirstBuild:
+    """The first remote build and test, and what the page compilers told about themselves."""
+
+    outcome: Outcome
+    test_logs: dict[str, str]
+    statistics: dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def first_build(bazel: Bazel, server: str) -> FirstBuild:
+    bazel.clean()
+    outcome = bazel.run("test", "//...", *remote(server))
+    assert outcome.exit_code == 0, outcome.console
+    return FirstBuild(
+        outcome=outcome,
+        test_logs={test: bazel.test_log(test) for test in TESTS},
+        statistics={protocol: read_statistics(bazel, protocol) for protocol in ("proto", "json")},
+    )
+
+
+def read_statistics(bazel: Bazel, protocol: str) -> list[dict[str, Any]]:
+    files = bazel.built("pages").glob(f"*_{protocol}.statistics.json")
+    return [json.loads(file.read_text()) for file in files]
+
+
+def test_everything_is_built_and_tested_remotely(first_build: FirstBuild) -> None:
+    assert first_build.outcome.runners() == {"remote"}
+    mnemonics = {spawn.mnemonic for spawn in first_build.outcome.spawns}
+    assert mnemonics == {"CompilePage", "CppCompile", "CppLink", "Genrule", "TestRunner"}
+    assert f"{len(TESTS)} tests pass" in first_build.outcome.console
+
+
+def test_test_logs_come_back(first_build: FirstBuild) -> None:
+    assert "5 rows of the table hold" in first_build.test_logs["native/table_test"]
+    assert "the book has 12 pages" in first_build.test_logs["pages/book_test"]
+    assert "whole.txt is whole" in first_build.test_logs["text/whole_test"]
+
+
+def test_after_clean_everything_comes_from_the_cache(
+    bazel: Bazel, server: str, first_build: FirstBuild
+) -> None:
+    bazel.clean()
+    again = bazel.run("build", "//...", *remote(server))
+    assert again.exit_code == 0, again.console
+    assert again.runners() == {"remote cache hit"}
+    # All but the runs of the tests themselves.
+    built = [spawn for spawn in first_build.outcome.spawns if spawn.mnemonic != "TestRunner"]
+    assert len(again.spawns) == len(built)
+    assert bazel.built("text/whole.txt").read_text().splitlines()[-1] == "1999"
+
+
+@pytest.mark.parametrize("protocol", ["proto", "json"])
+def test_one_worker_process_serves_many_actions(first_build: FirstBuild, protocol: str) -> None:
+    statistics = first_build.statistics[protocol]
+    assert len(statistics) == PAGES_PER_PROTOCOL
+    assert {page["mode"] for page in statistics} == {"worker"}
+    served = defaultdict(list)
+    for page in statistics:
+        served[page["process_id"]].append(page["requests_served"])
+    # No more processes than can run at once, so one of them has served at least its share.
+    assert len(served) <= SLOTS
+    assert max(max(counts) for counts in served.values()) >= PAGES_PER_PROTOCOL // SLOTS
+    # Every page is a request of its own.
+    assert all(len(set(counts)) == len(counts) for counts in served.values())
+
+
+@pytest.mark.parametrize("protocol", ["proto", "json"])
+def test_work_requests_list_the_inputs(first_build: FirstBuild, protocol: str) -> None:
+    for page in first_build.statistics[protocol]:
+        assert len([path for path in page["inputs"] if path.endswith(".page")]) == 1
+        assert any(path.endswith(".html-0.params") for path in page["inputs"])
+        assert any(path.endswith("/compiler/markup.py") for path in page["inputs"])
+
+
+def test_worker_actions_carry_their_properties(first_build: FirstBuild) -> None:
+    pages = [spawn for spawn in first_build.outcome.spawns if spawn.mnemonic == "CompilePage"]
+    assert len(pages) == 2 * PAGES_PER_PROTOCOL
+    assert all(page.platform["persistentWorkerKey"] for page in pages)
+    json_pages = [page for page in pages if page.outputs[0].endswith("_json.html")]
+    assert len(json_pages) == PAGES_PER_PROTOCOL
+    assert {page.platform["persistentWorkerProtocol"] for page in json_pages} == {"json"}
+
+
+def test_a_change_rebuilds_only_what_depends_on_it(
+    bazel: Bazel, server: str, first_build: FirstBuild
+) -> None:
+    bazel.clean()
+    page = bazel.workspace / "pages" / "worker.page"
+    original = page.read_text()
+    page.write_text(original + "\n== Since then\n\nEdited.\n")
+    try:
+        outcome = bazel.run("build", "//...", *remote(server))
+    finally:
+        page.write_text(original)
+    assert outcome.exit_code == 0, outcome.console
+    built = [spawn.mnemonic for spawn in outcome.spawns if spawn.runner == "remote"]
+    assert sorted(built) == ["CompilePage", "CompilePage", "Genrule", "Genrule"]
+    assert "<p>Edited.</p>" in bazel.built("pages/book.html").read_text()
+
+
+def test_a_failing_action_shows_its_stderr(bazel: Bazel, server: str) -> None:
+    outcome = bazel.run("build", "//broken:failing", *remote(server, "broken"))
+    assert outcome.exit_code == 1
+    assert "this action fails on purpose" in outcome.console
+    assert "(Exit 3)" in outcome.console
+
+
+def test_a_failing_worker_action_shows_the_workers_output(bazel: Bazel, server: str) -> None:
+    outcome = bazel.run("build", "//broken:page", *remote(server, "broken"))
+    assert outcome.exit_code == 1
+    assert "broken/broken.page:5: not an entry of a list: three" in outcome.console
+
+
+def test_a_failing_test_shows_its_log(bazel: Bazel, server: str) -> None:
+    outcome = bazel.run("test", "//broken:failing_test", *remote(server, "broken"))
+    assert outcome.exit_code == 3
+    assert "FAILED in" in outcome.console
+    assert "this test fails on purpose" in bazel.test_log("broken/failing_test")
+
+
+def test_a_test_that_never_ends_times_out_with_its_log(bazel: Bazel, server: str) -> None:
+    arguments = ["--test_timeout=3", *remote(server, "broken")]
+    outcome = bazel.run("test", "//broken:endless_test", *arguments)
+    assert outcome.exit_code == 3
+    assert "TIMEOUT in" in outcome.console
+    assert "this test never ends" in bazel.test_log("broken/endless_test")
+
+
+def test_a_build_can_leave_its_outputs_on_the_server(bazel: Bazel, server: str) -> None:
+    bazel.clean()
+    arguments = ["--remote_download_minimal", *remote(server, "minimal")]
+    outcome = bazel.run("build", "//...", *arguments)
+    assert outcome.exit_code == 0, outcome.console
+    assert outcome.runners() == {"remote"}
+    assert not bazel.built("text/whole.txt").exists()
+
+
+def test_an_instance_name_may_have_slashes(bazel: Bazel, server: str) -> None:
+    bazel.clean()
+    outcome = bazel.run("build", "//text/...", *remote(server, "team/a"))
+    assert outcome.exit_code == 0, outcome.console
+    assert outcome.runners() == {"remote"}
+    assert bazel.built("text/greeting.txt").read_text() == "Built, not downloaded.\n"
+
+
+def test_an_unknown_instance_name_is_refused(bazel: Bazel, server: str) -> None:
+    outcome = bazel.run("build", "//text/...", *remote(server, "nobody"))
+    assert outcome.exit_code != 0
+    assert "nobody" in outcome.console
+
+
+def test_local_builds_share_the_cache(bazel: Bazel, server: str) -> None:
+    arguments = [
+        "--config=cache",
+        f"--remote_cache=grpc://{server}",
+        "--remote_instance_name=cache",
+    ]
+    bazel.clean()
+    first = bazel.run("build", "//...", *arguments)
+    assert first.exit_code == 0, first.console
+    assert not any(runner.startswith("remote") for runner in first.runners())
+    bazel.clean()
+    second = bazel.run("build", "//...", *arguments)
+    assert second.exit_code == 0, second.console
+    assert second.runners() == {"remote cache hit"}
+
+
+def test_the_example_needs_no_server(bazel: Bazel) -> None:
+    """Bazel's own workers run the example's compiler, so stoker's may be compared to them."""
+    bazel.clean()
+    outcome = bazel.run("test", "//...")
+    assert outcome.exit_code == 0, outcome.console
+    assert "worker" in {spawn.runner for spawn in outcome.spawns if spawn.mnemonic == "CompilePage"}
+    assert not any(runner.startswith("remote") for runner in outcome.runners())

@@ -1,0 +1,39 @@
+"""gRPC on trio: a server and a client on grpcio's completion queue.
+
+It knows nothing of what is served with it, and is the only package here that imports grpc.
+"""
+
+from stoker.rpc.allocator import tune_allocator
+from stoker.rpc.credentials import ClientTlsCredentials, TlsCredentials
+from stoker.rpc.metadata import Metadata
+from stoker.rpc.server import MAX_RECEIVE_MESSAGE_BYTES, Server
+from stoker.rpc.server_call import ServerCall
+from stoker.rpc.service import (
+    Method,
+    Service,
+    stream_stream,
+    stream_unary,
+    unary_stream,
+    unary_unary,
+)
+from stoker.rpc.status import RpcError, StatusCode
+
+__all__ = [
+    # serving
+    "Server",
+    "Service",
+    "Method",
+    "unary_unary",
+    "unary_stream",
+    "stream_unary",
+    "stream_stream",
+    "ServerCall",
+    "MAX_RECEIVE_MESSAGE_BYTES",
+    # both sides
+    "RpcError",
+    "StatusCode",
+    "Metadata",
+    "TlsCredentials",
+    "ClientTlsCredentials",
+    "tune_allocator",
+]

@@ -1,0 +1,99 @@
+"""What a server serves: services, their methods, and how each method's messages are coded."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from google.protobuf.message import Message
+
+if TYPE_CHECKING:
+    from stoker.rpc.server_call import ServerCall
+
+RequestT = TypeVar("RequestT", bound=Message | bytes)
+ResponseT = TypeVar("ResponseT", bound=Message | bytes)
+
+Decode = Callable[[bytes], Any]
+Encode = Callable[[Any], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method: its handler, which sides stream, and the coding of its messages.
+
+    `decode` and `encode` are None where messages are raw bytes. Made by `unary_unary`,
+    `unary_stream`, `stream_unary` and `stream_stream`.
+    """
+
+    handler: Callable[..., Awaitable[Any]]
+    request_streams: bool
+    response_streams: bool
+    request_type: type[Any]
+    decode: Decode | None
+    encode: Encode | None
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service by its full name, `package.Name`, and its methods by their short names."""
+
+    name: str
+    methods: Mapping[str, Method]
+
+
+def decoder(message_type: type[Any]) -> Decode | None:
+    """Return what parses messages of this type; None for bytes, which are left alone."""
+    return message_type.FromString if issubclass(message_type, Message) else None
+
+
+def encoder(message_type: type[Any]) -> Encode | None:
+    """Return what serialises messages of this type; None for bytes, which are left alone."""
+    return message_type.SerializeToString if issubclass(message_type, Message) else None
+
+
+def _method(
+    handler: Callable[..., Awaitable[Any]],
+    streams: tuple[bool, bool],
+    request_type: type[Any],
+    response_type: type[Any],
+) -> Method:
+    return Method(handler, *streams, request_type, decoder(request_type), encoder(response_type))
+
+
+def unary_unary(
+    handler: Callable[[RequestT, "ServerCall"], Awaitable[ResponseT]],
+    request_type: type[RequestT],
+    response_type: type[ResponseT],
+) -> Method:
+    """A method with one request and one response, which the handler returns."""
+    return _method(handler, (False, False), request_type, response_type)
+
+
+def unary_stream(
+    handler: Callable[[RequestT, "ServerCall"], Awaitable[None]],
+    request_type: type[RequestT],
+    response_type: type[ResponseT],
+) -> Method:
+    """A method with one request, whose handler sends responses with `call.send`."""
+    return _method(handler, (False, True), request_type, response_type)
+
+
+def stream_unary(
+    handler: Callable[["ServerCall"], Awaitable[ResponseT]],
+    request_type: type[RequestT],
+    response_type: type[ResponseT],
+) -> Method:
+    """A method whose handler takes requests with `call.receive` and returns the response.
+
+    It may return before the requests have ended: the client gets response and status, and what
+    it still sends is dropped.
+    """
+    return _method(handler, (True, False), request_type, response_type)
+
+
+def stream_stream(
+    handler: Callable[["ServerCall"], Awaitable[None]],
+    request_type: type[RequestT],
+    response_type: type[ResponseT],
+) -> Method:
+    """A method whose handler uses `call.receive` and `call.send` as it likes, both at once too."""
+    return _method(handler, (True, True), request_type, response_type)

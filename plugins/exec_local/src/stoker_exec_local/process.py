@@ -1,0 +1,79 @@
+"""A process of this machine, from its start until nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import trio
+
+from stoker import spi
+from stoker_exec_local.tree import ProcessTree
+
+KILL_BOUND_SECONDS = 10.0
+"""For how long SIGKILL is tried. Only a process stuck inside of the kernel outlives it."""
+
+
+class LocalProcess(spi.Process):
+    """A process that leads a session of its own. `end` must be awaited, whatever happens."""
+
+    def __init__(self, process: trio.Process, pidfd: int) -> None:
+        self.name = f"process {process.pid}"
+        self.stdin = process.stdin
+        self.stdout = process.stdout
+        self._process = process
+        self._pidfd = pidfd
+        self._tree = ProcessTree(process.pid)
+        self._exit: spi.Exit | None = None
+        self._exit_lock = trio.Lock()
+        self._reaped = False
+
+    async def wait(self) -> spi.Exit:
+        """See :class:`stoker.spi.Process`."""
+        async with self._exit_lock:
+            if self._exit is None:
+                await trio.lowlevel.wait_readable(self._pidfd)
+                # Not reaped here: until the tree is dead, the number must stay taken.
+                self._exit = _read_exit(self._process.pid)
+        return self._exit
+
+    def terminate(self) -> None:
+        """See :class:`stoker.spi.Process`."""
+        if not self._reaped:
+            self._tree.send(signal.SIGTERM)
+
+    async def end(self) -> None:
+        """Kill the tree, reap the process, close its pipes. Shielded from cancellation.
+
+        Raises Unavailable if something withstands for `KILL_BOUND_SECONDS`.
+        """
+        with trio.CancelScope(shield=True):
+            try:
+                with trio.fail_after(KILL_BOUND_SECONDS):
+                    await self._kill_and_reap()
+            except trio.TooSlowError as error:
+                raise spi.Unavailable(f"{self.name} or a child of it cannot be killed") from error
+            finally:
+                await self._close()
+
+    async def _kill_and_reap(self) -> None:
+        await self._tree.kill()
+        await self.wait()
+        self._reaped = True
+        await self._process.wait()
+
+    async def _close(self) -> None:
+        trio.lowlevel.notify_closing(self._pidfd)
+        os.close(self._pidfd)
+        for stream in (self.stdin, self.stdout):
+            if stream is not None:
+                await trio.aclose_forcefully(stream)
+
+
+def _read_exit(pid: int) -> spi.Exit:
+    """How the ended child `pid` ended, leaving it to be reaped (RUN-15)."""
+    status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert status is not None, "the child has ended"
+    if status.si_code == os.CLD_EXITED:
+        return spi.Exit(status.si_status & 0xFF)
+    return spi.Exit(128 + status.si_status, status.si_status)

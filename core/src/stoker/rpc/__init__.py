@@ -4,6 +4,8 @@ It knows nothing of what is served with it, and is the only package here that im
 """
 
 from stoker.rpc.allocator import tune_allocator
+from stoker.rpc.client import Channel, open_channel
+from stoker.rpc.client_stream import ClientStream
 from stoker.rpc.credentials import ClientTlsCredentials, TlsCredentials
 from stoker.rpc.metadata import Metadata
 from stoker.rpc.server import MAX_RECEIVE_MESSAGE_BYTES, Server
@@ -29,6 +31,10 @@ __all__ = [
     "stream_stream",
     "ServerCall",
     "MAX_RECEIVE_MESSAGE_BYTES",
+    # calling
+    "open_channel",
+    "Channel",
+    "ClientStream",
     # both sides
     "RpcError",
     "StatusCode",

@@ -9,6 +9,7 @@ A tag is a function. It runs in the thread that polls the queue, so it must be s
 raise; it returns what trio is to do about its event, or None.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ Action = Callable[[], object]
 
 _NO_FLAGS: Final = 0
 _CANCELLED: Final = 1
+CHANNEL_CLOSED: Final = "the channel is closed"
 _QUEUE_TIMEOUT: Final = cygrpc.CompletionType.queue_timeout
 _QUEUE_SHUTDOWN: Final = cygrpc.CompletionType.queue_shutdown
 
@@ -208,50 +210,80 @@ class ChannelQueue:
     def __init__(self, target: str, options: Options, credentials: object | None) -> None:
         self._channel = cygrpc.Channel(target.encode(), tuple(options), credentials)
         self._open = True
+        self._lock = threading.Lock()
+        self._batches_due = 0
 
     def start_call(
         self,
         method: str,
         deadline: float | None,
-        operations: Sequence[tuple[tuple[Operation, ...], BatchTag]],
+        batches: Sequence[tuple[tuple[Operation, ...], BatchTag]],
     ) -> ClientCore:
         """Start a call and its first batches. `deadline` is in seconds since the epoch."""
-        core: ClientCore = self._channel.integrated_call(
-            cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS,
-            method.encode(),
-            None,
-            deadline,
-            None,
-            None,
-            operations,
-        )
+        self._expect(len(batches))
+        try:
+            core: ClientCore = self._channel.integrated_call(
+                cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS,
+                method.encode(),
+                None,
+                deadline,
+                None,
+                None,
+                batches,
+            )
+        except ValueError:
+            self._expect(-len(batches))
+            raise
         return core
 
+    def batch_starter(self, core: ClientCore) -> StartBatch:
+        """Return what starts further batches on a call."""
+        return partial(self._start_batch, core.operate)
+
+    def _start_batch(
+        self,
+        operate: Callable[[tuple[Operation, ...], BatchTag | None], bool],
+        operations: tuple[Operation, ...],
+        tag: BatchTag | None,
+    ) -> bool:
+        self._expect(1)
+        try:
+            started = operate(operations, tag)
+        except ValueError:
+            started = False
+        if not started:
+            self._expect(-1)
+        return started
+
+    def _expect(self, batches: int) -> None:
+        with self._lock:
+            self._batches_due += batches
+
     def shut_down(self) -> None:
-        """Make `events` end. Only when every other call has reported its end."""
-        # gRPC cannot interrupt the polling of a channel: a call that is dead from the start does.
+        """Make `events` end. Only when every call is over or has been cancelled."""
+        # gRPC cannot interrupt the polling of a channel; a call that is dead from the start does.
         batch = (send_initial_metadata(()), receive_status())
         core = self.start_call("/", time.time(), [(batch, self._end)])
-        core.cancel(_CANCELLED, "the channel is closed")
+        core.cancel(_CANCELLED, CHANNEL_CLOSED)
 
     def _end(self, _event: BatchEvent) -> None:
         self._open = False
 
     def events(self) -> Iterator[Event | None]:
-        """Yield events until `shut_down`, each followed by a None."""
-        while self._open:
+        """Yield events, each followed by a None, until `shut_down` and the last batch due."""
+        while self._open or self._batches_due:
             # A local variable would keep the last event, and its call, alive while this waits.
-            yield self._channel.next_call_event()
+            yield self._next_event()
             yield None
 
+    def _next_event(self) -> Event:
+        event: Event = self._channel.next_call_event()  # waits, without the interpreter lock
+        self._expect(-1)
+        return event
+
     def destroy(self) -> None:
-        """Close the connection. Only after `events` has ended."""
-        self._channel.close(_CANCELLED, "the channel is closed")
-
-
-def client_batch_starter(core: ClientCore) -> StartBatch:
-    """Return what starts batches on a call of a client."""
-    return core.operate
+        """Close the connection. Only when nothing polls any more."""
+        self._channel.close(_CANCELLED, CHANNEL_CLOSED)
 
 
 def server_tls(certificate_chain: bytes, private_key: bytes, client_ca: bytes | None) -> object:

@@ -50,9 +50,17 @@ class PollThread:
             if event is None:
                 self._hand_over()
             elif event.tag is not None:
-                action = event.tag(event)
-                if action is not None:
-                    self._actions.append(action)
+                self._call_tag(event.tag, event)
+
+    def _call_tag(self, tag: Callable[[Event], Action | None], event: Event) -> None:
+        try:
+            action = tag(event)
+        except Exception:
+            # One call is lost; without the thread all would be.
+            logger.exception("%s: a tag failed", self._thread.name)
+            return
+        if action is not None:
+            self._actions.append(action)
 
     def _hand_over(self) -> None:
         if self._actions and not self._handed_over:

@@ -27,6 +27,9 @@ from stoker.rpc.metadata import Metadata, Pair, checked_pairs
 from stoker.rpc.service import Method
 from stoker.rpc.status import STATUS_DETAILS_KEY, RpcError, StatusCode, encode_details
 
+_NEVER = 1e15
+"""Seconds since the epoch; gRPC's infinite future lies beyond."""
+
 
 class ServerCall:
     """A call, as its handler sees it. Valid until the handler has returned.
@@ -80,7 +83,9 @@ class ServerCall:
     def deadline_seconds_left(self) -> float:
         """Return the seconds until the client's deadline, infinity when it set none."""
         deadline = self._details.deadline
-        return math.inf if deadline is None else max(0.0, deadline - time.time())
+        if deadline is None or deadline > _NEVER:
+            return math.inf
+        return max(0.0, deadline - time.time())
 
     def set_initial_metadata(self, pairs: Iterable[Pair]) -> None:
         """Set the headers of the response; RuntimeError once the first one has been sent."""

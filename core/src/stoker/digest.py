@@ -29,7 +29,13 @@ class DigestFunction:
 
     __slots__ = ("_pattern", "empty", "hash_length", "name", "new", "number")
 
-    def __init__(self, name: str, number: int, hash_length: int, new: Callable[[], Hasher]) -> None:
+    def __init__(
+        self,
+        name: str,
+        number: reapi.DigestFunction.Value.ValueType,
+        hash_length: int,
+        new: Callable[[], Hasher],
+    ) -> None:
         self.name = name
         self.number = number
         self.hash_length = hash_length

@@ -136,6 +136,10 @@ class Cancelled(StokerError):
     """The operation was cancelled before it ended."""
 
 
+class InternalError(StokerError):
+    """A bug. The message says where to look and nothing else: the log has the rest."""
+
+
 class ProgramNotStarted(StokerError):
     """The command names a program that cannot be started, whoever tries.
 

@@ -109,7 +109,10 @@ Service_co = TypeVar("Service_co", covariant=True)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Root of every settings struct. A field is a TOML key; one without a default is required."""
+    """Root of every settings struct. A field is a TOML key; one without a default is required.
+
+    Subclasses repeat ``frozen=True``, which type checkers ask for.
+    """
 
 
 BlobStoreName = Annotated[str, msgspec.Meta(extra={"refers_to": "blob_stores"})]

@@ -1,0 +1,203 @@
+"""The ContentAddressableStorage service (sections 2 to 5 of the conformance list)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+
+from google.rpc import status_pb2
+
+from stoker.digest import Digest, DigestFunction
+from stoker.errors import BlobNotFound, InvalidRequest, StokerError
+from stoker.frontend.capabilities import MAX_BATCH_BYTES
+from stoker.frontend.instances import Instances, request_digest, request_function
+from stoker.frontend.status import to_status
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.rpc import ServerCall, Service, StatusCode, unary_stream, unary_unary
+from stoker.storage.tree import walk_directories
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024 - 32 * 1024
+"""What a response may weigh: many clients take no more than gRPC's default (GEN-15)."""
+
+
+class CasService:
+    """Blobs, many at a time."""
+
+    def __init__(self, instances: Instances) -> None:
+        self._instances = instances
+
+    def service(self) -> Service:
+        return Service(
+            "build.bazel.remote.execution.v2.ContentAddressableStorage",
+            {
+                "FindMissingBlobs": unary_unary(
+                    self.find_missing_blobs,
+                    reapi.FindMissingBlobsRequest,
+                    reapi.FindMissingBlobsResponse,
+                ),
+                "BatchUpdateBlobs": unary_unary(
+                    self.batch_update_blobs,
+                    reapi.BatchUpdateBlobsRequest,
+                    reapi.BatchUpdateBlobsResponse,
+                ),
+                "BatchReadBlobs": unary_unary(
+                    self.batch_read_blobs,
+                    reapi.BatchReadBlobsRequest,
+                    reapi.BatchReadBlobsResponse,
+                ),
+                "GetTree": unary_stream(self.get_tree, reapi.GetTreeRequest, reapi.GetTreeResponse),
+            },
+        )
+
+    async def find_missing_blobs(
+        self, request: reapi.FindMissingBlobsRequest, _: ServerCall
+    ) -> reapi.FindMissingBlobsResponse:
+        instance = self._instances.resolve(request.instance_name)
+        function = request_function(request.digest_function, request.blob_digests)
+        digests = [function.parse(message) for message in request.blob_digests]
+        missing = await instance.blobs.find_missing(digests)
+        return reapi.FindMissingBlobsResponse(
+            missing_blob_digests=[digest.to_proto() for digest in missing]
+        )
+
+    async def batch_update_blobs(
+        self, request: reapi.BatchUpdateBlobsRequest, _: ServerCall
+    ) -> reapi.BatchUpdateBlobsResponse:
+        instance = self._instances.resolve(request.instance_name)
+        function = request_function(request.digest_function, (r.digest for r in request.requests))
+        _check_batch(sum(len(r.data) for r in request.requests), request.instance_name)
+        accepted: dict[Digest, bytes] = {}
+        statuses = [_accept(function, r, accepted) for r in request.requests]
+        failures = await instance.blobs.write_many(accepted)
+        return reapi.BatchUpdateBlobsResponse(
+            responses=[
+                reapi.BatchUpdateBlobsResponse.Response(
+                    digest=r.digest,
+                    status=refused or to_status(failures.get(function.parse(r.digest))),
+                )
+                for r, refused in zip(request.requests, statuses, strict=True)
+            ]
+        )
+
+    async def batch_read_blobs(
+        self, request: reapi.BatchReadBlobsRequest, _: ServerCall
+    ) -> reapi.BatchReadBlobsResponse:
+        instance = self._instances.resolve(request.instance_name)
+        function = request_function(request.digest_function, request.digests)
+        digests = [function.parse(message) for message in request.digests]
+        _check_batch(sum(digest.size_bytes for digest in digests), request.instance_name)
+        blobs = await instance.blobs.read_many(set(digests))
+        return _batch_of(digests, blobs)
+
+    async def get_tree(self, request: reapi.GetTreeRequest, call: ServerCall) -> None:
+        instance = self._instances.resolve(request.instance_name)
+        root = request_digest(request.digest_function, "root_digest", request.root_digest)
+        if request.page_size < 0:
+            raise InvalidRequest(f"page_size {request.page_size} is negative")
+        sent = _parse_page_token(request.page_token, root)
+        pages = _Pages(root, request.page_size, sent)
+        async for level in walk_directories(instance.blobs, root):
+            for _, directory in level:
+                if page := pages.add(directory):
+                    await call.send(page)
+        await call.send(pages.last())
+
+
+def _check_batch(size_bytes: int, instance_name: str) -> None:
+    if size_bytes > MAX_BATCH_BYTES:
+        raise InvalidRequest(
+            f"the batch holds {size_bytes} bytes, more than the {MAX_BATCH_BYTES} that "
+            f"instance {instance_name!r} takes; use ByteStream for large blobs"
+        )
+
+
+def _accept(
+    function: DigestFunction,
+    request: reapi.BatchUpdateBlobsRequest.Request,
+    accepted: dict[Digest, bytes],
+) -> status_pb2.Status | None:
+    """Take one blob of a batch in; returns the reason where it is refused (BUB-02)."""
+    try:
+        digest = function.parse(request.digest)
+        if request.compressor != reapi.Compressor.IDENTITY:
+            raise InvalidRequest(f"blob {digest}: compressed uploads are not supported")
+        if len(request.data) != digest.size_bytes:
+            raise InvalidRequest(f"blob {digest} was announced, but {len(request.data)} bytes came")
+    except StokerError as error:
+        return to_status(error)
+    accepted[digest] = request.data
+    return None
+
+
+def _batch_of(
+    digests: Iterable[Digest], blobs: dict[Digest, bytes]
+) -> reapi.BatchReadBlobsResponse:
+    """All blobs that fit into a message; the rest are to be asked for again (BRB-07)."""
+    response = reapi.BatchReadBlobsResponse()
+    room = MAX_MESSAGE_BYTES
+    for digest in digests:
+        entry = response.responses.add(digest=digest.to_proto())
+        data = blobs.get(digest)
+        if data is None:
+            entry.status.CopyFrom(to_status(BlobNotFound(digest)))
+        elif room < len(data):
+            entry.status.code = StatusCode.RESOURCE_EXHAUSTED
+            entry.status.message = "does not fit into this response; ask for fewer blobs at once"
+        else:
+            entry.data = data
+        room -= entry.ByteSize() + 4
+    return response
+
+
+class _Pages:
+    """Cuts a stream of directories into pages by count and by weight (GTR-04, GTR-13).
+
+    A token is the number of directories sent before it, which stays true as the order of the walk
+    follows from the root's content alone (GTR-05).
+    """
+
+    def __init__(self, root: Digest, page_size: int, skip: int) -> None:
+        self._root = root
+        self._page_size = page_size or 10_000
+        self._skip = skip
+        self._sent = 0
+        self._page = reapi.GetTreeResponse()
+        self._weight = 0
+
+    def add(self, directory: reapi.Directory) -> reapi.GetTreeResponse | None:
+        """Take a directory in; returns the page before it where it begins a new one."""
+        if self._sent < self._skip:
+            self._sent += 1
+            return None
+        full = None
+        weight = directory.ByteSize() + 8
+        if self._page.directories and (
+            len(self._page.directories) >= self._page_size
+            or self._weight + weight > MAX_MESSAGE_BYTES
+        ):
+            full, self._page, self._weight = self._page, reapi.GetTreeResponse(), 0
+            full.next_page_token = _page_token(self._root, self._sent)
+        self._page.directories.append(directory)
+        self._weight += weight
+        self._sent += 1
+        return full
+
+    def last(self) -> reapi.GetTreeResponse:
+        return self._page
+
+
+def _page_token(root: Digest, sent: int) -> str:
+    return base64.urlsafe_b64encode(f"{root.hash[:16]}:{sent}".encode()).decode()
+
+
+def _parse_page_token(token: str, root: Digest) -> int:
+    if not token:
+        return 0
+    try:
+        prefix, _, sent = base64.urlsafe_b64decode(token).decode().partition(":")
+        if prefix == root.hash[:16] and sent.isdigit():
+            return int(sent)
+    except (binascii.Error, UnicodeDecodeError):
+        pass
+    raise InvalidRequest(f"page_token {token!r} is not one that was given for tree {root}")

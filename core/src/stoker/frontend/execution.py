@@ -1,0 +1,131 @@
+"""The Execution service (sections 12 and 13 of the conformance list)."""
+
+from __future__ import annotations
+
+import trio
+from google.longrunning import operations_pb2
+
+from stoker.action import LoadedAction, Outcome, load_action, parse_action, parse_command
+from stoker.digest import Digest
+from stoker.errors import FailedPrecondition, InputsMissing, InvalidRequest
+from stoker.frontend.capabilities import MAX_PRIORITY, MIN_PRIORITY
+from stoker.frontend.inlining import inline_contents
+from stoker.frontend.instances import Instance, Instances, request_digest
+from stoker.frontend.operation_message import operation_message
+from stoker.frontend.request_metadata import request_metadata
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.rpc import ServerCall, Service, unary_stream
+from stoker.scheduler.operation import Operation
+from stoker.scheduler.queue import Stage
+from stoker.scheduler.scheduler import Scheduler
+
+HEARTBEAT_SECONDS = 30.0
+"""An unchanged operation is told again after this time, lest an idle connection be cut (OPS-07)."""
+
+
+class ExecutionService:
+    """Accepts actions, and lets any number of clients wait for them."""
+
+    def __init__(self, instances: Instances, scheduler: Scheduler) -> None:
+        self._instances = instances
+        self._scheduler = scheduler
+
+    def service(self) -> Service:
+        return Service(
+            "build.bazel.remote.execution.v2.Execution",
+            {
+                "Execute": unary_stream(
+                    self.execute, reapi.ExecuteRequest, operations_pb2.Operation
+                ),
+                "WaitExecution": unary_stream(
+                    self.wait_execution, reapi.WaitExecutionRequest, operations_pb2.Operation
+                ),
+            },
+        )
+
+    async def execute(self, request: reapi.ExecuteRequest, call: ServerCall) -> None:
+        instance = self._instances.resolve(request.instance_name)
+        if not instance.executors:
+            raise FailedPrecondition(
+                f"instance {instance.name!r} only caches: it has no executors to run actions on"
+            )
+        action = await self._load(instance, request, call)
+        operation = await self._cached(instance, request, action) or self._scheduler.submit(
+            action, priority=_priority(request), executors=instance.executors
+        )
+        with self._scheduler.watching(operation):
+            await _follow(operation, call)
+
+    async def wait_execution(self, request: reapi.WaitExecutionRequest, call: ServerCall) -> None:
+        operation = self._scheduler.find(request.name)
+        with self._scheduler.watching(operation):
+            await _follow(operation, call)
+
+    async def _load(
+        self, instance: Instance, request: reapi.ExecuteRequest, call: ServerCall
+    ) -> LoadedAction:
+        digest = request_digest(request.digest_function, "action_digest", request.action_digest)
+        message = parse_action(digest, await _read(instance, digest))
+        command_digest = digest.function.parse(message.command_digest)
+        command = parse_command(command_digest, await _read(instance, command_digest))
+        action = load_action(
+            digest,
+            message,
+            command,
+            namespace=instance.name,
+            metadata=request_metadata(call),
+        )
+        _check_timeout(action, instance)
+        return action
+
+    async def _cached(
+        self, instance: Instance, request: reapi.ExecuteRequest, action: LoadedAction
+    ) -> Operation | None:
+        """An operation that has ended already, where the action cache has its result (EXE-18)."""
+        if request.skip_cache_lookup or not action.cacheable:
+            return None
+        result = await instance.actions.get(instance.action_key(action.digest))
+        if result is None:
+            return None
+        result = await inline_contents(
+            result,
+            instance.blobs,
+            action.digest.function,
+            stdout=request.inline_stdout,
+            stderr=request.inline_stderr,
+            files=frozenset(request.inline_output_files),
+        )
+        return self._scheduler.submit_completed(action, Outcome(result=result, cached=True))
+
+
+async def _follow(operation: Operation, call: ServerCall) -> None:
+    """Tell each change of `operation` until it has ended. A slow reader gets the latest only."""
+    while True:
+        version, ended = operation.version, operation.stage is Stage.COMPLETED
+        await call.send(operation_message(operation))
+        if ended:
+            return
+        with trio.move_on_after(HEARTBEAT_SECONDS):
+            await operation.wait_change(version)
+
+
+async def _read(instance: Instance, digest: Digest) -> bytes:
+    """An Action or Command. Raises InputsMissing, which makes the client upload it (EXE-03)."""
+    blobs = await instance.blobs.read_many([digest])
+    if digest not in blobs:
+        raise InputsMissing([digest])
+    return blobs[digest]
+
+
+def _priority(request: reapi.ExecuteRequest) -> int:
+    """Priorities outside of the advertised range count as its ends (EXE-17)."""
+    return max(MIN_PRIORITY, min(MAX_PRIORITY, request.execution_policy.priority))
+
+
+def _check_timeout(action: LoadedAction, instance: Instance) -> None:
+    limit = instance.max_timeout_seconds
+    if action.timeout_seconds is not None and action.timeout_seconds > limit:
+        raise InvalidRequest(
+            f"the action's timeout of {action.timeout_seconds:g} s is longer than the "
+            f"{limit:g} s that instance {instance.name!r} allows"
+        )

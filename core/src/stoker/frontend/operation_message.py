@@ -1,0 +1,45 @@
+"""Operations as google.longrunning messages (section 13 of the conformance list)."""
+
+from __future__ import annotations
+
+from google.longrunning import operations_pb2
+
+from stoker.action import Outcome
+from stoker.frontend.status import to_status
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.scheduler.operation import Operation
+from stoker.scheduler.queue import Stage
+
+_STAGES = {
+    Stage.QUEUED: reapi.ExecutionStage.QUEUED,
+    Stage.EXECUTING: reapi.ExecutionStage.EXECUTING,
+    Stage.COMPLETED: reapi.ExecutionStage.COMPLETED,
+}
+
+
+def operation_message(operation: Operation) -> operations_pb2.Operation:
+    """`operation` as it stands now. ``error`` is never set: errors travel in the response."""
+    message = operations_pb2.Operation(name=operation.name)
+    message.metadata.Pack(
+        reapi.ExecuteOperationMetadata(
+            stage=_STAGES[operation.stage],
+            action_digest=operation.action.digest.to_proto(),
+            digest_function=operation.action.digest.function.number,
+            partial_execution_metadata=operation.metadata,
+        )
+    )
+    if operation.outcome is not None:
+        message.done = True
+        message.response.Pack(execute_response(operation.outcome))
+    return message
+
+
+def execute_response(outcome: Outcome) -> reapi.ExecuteResponse:
+    """`outcome` as the client gets it."""
+    return reapi.ExecuteResponse(
+        result=outcome.result,
+        cached_result=outcome.cached,
+        status=to_status(outcome.error),
+        message=outcome.message,
+        server_logs=outcome.server_logs,
+    )

@@ -1,0 +1,1 @@
+"""Operations, and which executor runs them."""

@@ -1,0 +1,201 @@
+"""The queue as a state machine: no await, no I/O, no clock.
+
+A *task* is one run of an action; identical actions in flight share one. Executors offer free slots
+and are handed tasks. Each call changes the state wholly or raises before it changed any, and
+returns what the caller has to do about it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from stoker.action import LoadedAction, Platform
+from stoker.errors import FailedPrecondition, Overloaded
+from stoker.scheduler.matching import Offer, differences, requirements, satisfies
+
+
+class Stage(Enum):
+    """Where a task stands."""
+
+    QUEUED = "queued"
+    EXECUTING = "executing"
+    COMPLETED = "completed"
+
+
+@dataclass(eq=False, slots=True)
+class Task:
+    """One run of an action, on behalf of one or more operations."""
+
+    action: LoadedAction
+    priority: int
+    sequence: int
+    group: Group
+    stage: Stage = Stage.QUEUED
+    executor: str | None = None
+    attempts: int = 0
+
+    @property
+    def merge_key(self) -> Hashable:
+        """Equal for actions that may share a run (EXE-21, EXE-22); unique where they may not."""
+        action = self.action
+        return (action.namespace, action.digest) if action.cacheable else self
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The order of tasks: by priority value, then by arrival."""
+        return (self.priority, self.sequence)
+
+
+@dataclass(eq=False, slots=True)
+class Group:
+    """Tasks with equal requirements, soonest first. Dispatch costs by groups, not by tasks."""
+
+    executors: frozenset[str]
+    """Those that satisfy the requirements."""
+    _waiting: list[tuple[tuple[int, int], Task]] = field(default_factory=list)
+
+    def push(self, task: Task) -> None:
+        """Place `task` by its rank. An entry that it had at another rank is void."""
+        heapq.heappush(self._waiting, (task.rank, task))
+
+    def head(self) -> Task | None:
+        """The soonest task that waits. Void entries are dropped on the way."""
+        while self._waiting:
+            rank, task = self._waiting[0]
+            if task.stage is Stage.QUEUED and task.rank == rank:
+                return task
+            heapq.heappop(self._waiting)
+        return None
+
+
+class Queue:
+    """Tasks waiting and running, and the executors that take them.
+
+    Order: lower priority value first (EXE-17), then order of arrival.
+    """
+
+    def __init__(self, executors: Mapping[str, Offer], *, max_queued: int) -> None:
+        self._offers = dict(executors)
+        self._max_queued = max_queued
+        self._groups: dict[frozenset[str], Group] = {}
+        self._in_flight: dict[Hashable, Task] = {}
+        self._free: dict[str, int] = dict.fromkeys(executors, 0)
+        self._rotation = deque(executors)
+        self._sequence = 0
+        self.queued = 0
+        """How many tasks wait."""
+        self.executing = 0
+        """How many tasks run."""
+
+    def add(
+        self, action: LoadedAction, priority: int, executors: Collection[str]
+    ) -> tuple[Task, str | None]:
+        """Accept `action` for one of `executors`, or join its twin in flight.
+
+        Returns the task and the executor that it must be handed to now, if any. Raises
+        FailedPrecondition where none of them can ever match (EXE-13), Overloaded where the
+        queue is full (EXE-25).
+        """
+        group = self._group(requirements(action.platform), executors)
+        task = Task(action, priority, self._sequence, group)
+        if twin := self._in_flight.get(task.merge_key):
+            self._raise_priority(twin, priority)
+            return twin, None
+        free = self._free_executor(group)
+        if free is None and self.queued >= self._max_queued:
+            raise Overloaded(f"{self.queued} actions are queued, the most allowed", 5.0)
+        self._sequence += 1
+        self._in_flight[task.merge_key] = task
+        self._enqueue(task)
+        return task, self._hand_over(task, free) if free else None
+
+    def offer(self, executor: str) -> Task | None:
+        """A slot of `executor` is free: returns its next task, or None and remembers the slot."""
+        heads = (g.head() for g in self._groups.values() if executor in g.executors)
+        task = min((head for head in heads if head), key=lambda head: head.rank, default=None)
+        if task is None:
+            self._free[executor] += 1
+            return None
+        self._hand_over(task, executor)
+        return task
+
+    def withdraw(self, executor: str) -> None:
+        """A slot that was offered is no longer free."""
+        self._free[executor] -= 1
+
+    def complete(self, task: Task) -> None:
+        """`task` has ended, in whatever way. No error if it had before."""
+        if task.stage is Stage.COMPLETED:
+            return
+        self._count(task, -1)
+        task.stage = Stage.COMPLETED
+        del self._in_flight[task.merge_key]
+        self._forget_if_empty(task.group)
+
+    def requeue(self, task: Task) -> str | None:
+        """`task` was handed out and not run: it waits again, at its old place (OPS-14).
+
+        Returns the executor that it must be handed to now, if any.
+        """
+        self._count(task, -1)
+        task.stage, task.executor = Stage.QUEUED, None
+        self._enqueue(task)
+        free = self._free_executor(task.group)
+        return self._hand_over(task, free) if free else None
+
+    def _group(self, required: Platform, executors: Collection[str]) -> Group:
+        matching = frozenset(e for e in executors if satisfies(self._offers[e], required))
+        if not matching:
+            raise FailedPrecondition(self._explain(required, executors))
+        return self._groups.get(matching) or Group(matching)
+
+    def _explain(self, required: Platform, executors: Collection[str]) -> str:
+        reasons = [
+            f"executor {name!r}: {'; '.join(differences(self._offers[name], required))}"
+            for name in executors
+        ]
+        return f"no executor matches the action's platform: {'. '.join(reasons)}"
+
+    def _enqueue(self, task: Task) -> None:
+        self._groups.setdefault(task.group.executors, task.group)
+        task.group.push(task)
+        self._count(task, 1)
+
+    def _hand_over(self, task: Task, executor: str) -> str:
+        """Give `task`, which waits, to `executor`, whose free slot was counted off already."""
+        self._count(task, -1)
+        task.stage, task.executor = Stage.EXECUTING, executor
+        task.attempts += 1
+        self._count(task, 1)
+        self._forget_if_empty(task.group)
+        return executor
+
+    def _free_executor(self, group: Group) -> str | None:
+        """Take a free slot of the executor that has waited longest."""
+        for name in self._rotation:
+            if name in group.executors and self._free[name]:
+                self._free[name] -= 1
+                self._rotation.remove(name)
+                self._rotation.append(name)
+                return name
+        return None
+
+    def _raise_priority(self, task: Task, priority: int) -> None:
+        """A second, more urgent request lifts the shared task (EXE-22)."""
+        if priority < task.priority and task.stage is Stage.QUEUED:
+            task.priority = priority
+            task.group.push(task)
+
+    def _count(self, task: Task, change: int) -> None:
+        if task.stage is Stage.QUEUED:
+            self.queued += change
+        elif task.stage is Stage.EXECUTING:
+            self.executing += change
+
+    def _forget_if_empty(self, group: Group) -> None:
+        if group.head() is None:
+            self._groups.pop(group.executors, None)

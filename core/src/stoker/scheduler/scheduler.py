@@ -1,0 +1,281 @@
+"""The trio face of the queue: operations, leases, and the wait between them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+import trio
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from stoker.action import LoadedAction, Outcome
+from stoker.errors import Cancelled, OperationNotFound, Unavailable
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.scheduler.matching import Offer
+from stoker.scheduler.operation import Operation, now, operation_name
+from stoker.scheduler.queue import Queue, Stage, Task
+from stoker.spi import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_ATTEMPTS = 3
+"""How often a task is handed out before its loss is told to the client (OPS-14)."""
+
+
+class SchedulerSettings(Settings, frozen=True):
+    """``[scheduler]``."""
+
+    max_queued: int = 100_000
+    """Actions that may wait; more are refused with RESOURCE_EXHAUSTED."""
+    abandoned_after_seconds: float = 0.5
+    """An operation that nobody waits for is cancelled after this time (OPS-08). Long enough for a
+    client whose connection broke to come back by WaitExecution, short enough to obey an
+    interrupted build; gRPC does not tell the two apart."""
+    retention_seconds: float = 900.0
+    """How long an operation that has ended can still be asked for (OPS-13)."""
+    max_retained: int = 10_000
+    """How many of those are kept at most; the oldest go first."""
+
+
+class Lease:
+    """A task in the hands of an executor's slot."""
+
+    def __init__(self, scheduler: Scheduler, task: Task) -> None:
+        self._scheduler = scheduler
+        self._task = task
+        self._queued_timestamp = min(
+            (operation.metadata.queued_timestamp for operation in scheduler._interest[task]),
+            key=Timestamp.ToNanoseconds,
+        )
+        self.scope = trio.CancelScope()
+        """Cancelled when no operation wants the task any more."""
+
+    @property
+    def action(self) -> LoadedAction:
+        return self._task.action
+
+    def started(self, metadata: reapi.ExecutedActionMetadata) -> None:
+        """The action's process is about to start."""
+        self._scheduler._tell(self._task, Stage.EXECUTING, metadata)
+
+    def complete(self, outcome: Outcome) -> None:
+        """The task has ended; everybody who waits is told. Later calls change nothing."""
+        self._scheduler._complete(self._task, outcome)
+
+    @property
+    def queued_timestamp(self) -> Timestamp:
+        """When the first of its operations was accepted."""
+        return self._queued_timestamp
+
+
+class Scheduler:
+    """Accepts actions, hands them to executors, and tells everybody who waits.
+
+    Open it with `open_scheduler`. Every method that changes state is synchronous: cancellation
+    cannot tear it.
+    """
+
+    def __init__(
+        self, executors: Mapping[str, Offer], settings: SchedulerSettings, nursery: trio.Nursery
+    ) -> None:
+        self._queue = Queue(executors, max_queued=settings.max_queued)
+        self._settings = settings
+        self._nursery = nursery
+        self._operations: OrderedDict[str, Operation] = OrderedDict()
+        self._ended: deque[tuple[float, str]] = deque()
+        self._interest: dict[Task, set[Operation]] = {}
+        self._tasks: dict[Operation, Task] = {}
+        self._leases: dict[Task, Lease] = {}
+        self._idle: dict[str, deque[trio.MemorySendChannel[Task]]] = {e: deque() for e in executors}
+
+    # --- for the frontend
+
+    def submit(
+        self, action: LoadedAction, *, priority: int, executors: Collection[str]
+    ) -> Operation:
+        """Accept `action`, to run on one of `executors`, or to share a twin's run.
+
+        Raises FailedPrecondition where none matches, Overloaded where the queue is full.
+        """
+        task, executor = self._queue.add(action, priority, executors)
+        operation = self._new_operation(action, Stage.QUEUED)
+        operation.metadata.queued_timestamp.CopyFrom(now())
+        self._tasks[operation] = task
+        twins = self._interest.setdefault(task, set())
+        if twin := next(iter(twins), None):
+            operation.stage = twin.stage
+            operation.metadata.CopyFrom(twin.metadata)
+        twins.add(operation)
+        self._hand_over(task, executor)
+        return operation
+
+    def submit_completed(self, action: LoadedAction, outcome: Outcome) -> Operation:
+        """An operation that has its outcome already, from the action cache (EXE-18)."""
+        operation = self._new_operation(action, Stage.QUEUED)
+        self._end(operation, outcome)
+        return operation
+
+    def find(self, name: str) -> Operation:
+        """The operation of this name. Raises OperationNotFound."""
+        self._forget_expired()
+        try:
+            return self._operations[name]
+        except KeyError:
+            raise OperationNotFound(name) from None
+
+    def operations(self, namespace: str) -> list[Operation]:
+        """All operations of one instance that are known, oldest first."""
+        self._forget_expired()
+        return [op for op in self._operations.values() if op.action.namespace == namespace]
+
+    def cancel(self, operation: Operation) -> None:
+        """End `operation` as cancelled; its run goes on if other operations share it (OPS-18)."""
+        if operation.stage is Stage.COMPLETED:
+            return
+        task = self._tasks[operation]
+        self._end(operation, Outcome(error=Cancelled(f"operation {operation.name} was cancelled")))
+        if not self._interest[task]:
+            self._drop(task)
+
+    @contextmanager
+    def watching(self, operation: Operation) -> Iterator[None]:
+        """Somebody waits for `operation`. Once nobody does, it is abandoned after a while."""
+        operation.watchers += 1
+        try:
+            yield
+        finally:
+            operation.watchers -= 1
+            if operation.watchers == 0 and operation.stage is not Stage.COMPLETED:
+                self._nursery.start_soon(self._abandon_later, operation)
+
+    @property
+    def queued(self) -> int:
+        """How many actions wait for an executor."""
+        return self._queue.queued
+
+    @property
+    def executing(self) -> int:
+        """How many actions are in the hands of executors."""
+        return self._queue.executing
+
+    # --- for executors
+
+    @asynccontextmanager
+    async def lease(self, executor: str) -> AsyncIterator[Lease]:
+        """Wait for a task for a free slot of `executor`.
+
+        Leaving without `Lease.complete` hands the task back: it is run again elsewhere, a bounded
+        number of times.
+        """
+        task = await self._next_task(executor)
+        while task.stage is Stage.COMPLETED:  # dropped on its way here
+            task = await self._next_task(executor)
+        lease = self._leases[task] = Lease(self, task)
+        try:
+            yield lease
+        finally:
+            del self._leases[task]
+            self._give_back(task)
+
+    async def _next_task(self, executor: str) -> Task:
+        if task := self._queue.offer(executor):
+            return task
+        send, receive = trio.open_memory_channel[Task](1)
+        self._idle[executor].append(send)
+        try:
+            return await receive.receive()
+        except trio.Cancelled:
+            self._stop_waiting(executor, send, receive)
+            raise
+
+    def _stop_waiting(
+        self,
+        executor: str,
+        send: trio.MemorySendChannel[Task],
+        receive: trio.MemoryReceiveChannel[Task],
+    ) -> None:
+        """A slot stops waiting; a task that reached it in the same moment goes back."""
+        if send in self._idle[executor]:
+            self._idle[executor].remove(send)
+            self._queue.withdraw(executor)
+        else:
+            self._give_back(receive.receive_nowait())
+
+    # --- state, changed between awaits only
+
+    def _new_operation(self, action: LoadedAction, stage: Stage) -> Operation:
+        self._forget_expired()
+        operation = Operation(name=operation_name(action.namespace), action=action, stage=stage)
+        self._operations[operation.name] = operation
+        return operation
+
+    def _hand_over(self, task: Task, executor: str | None) -> None:
+        if executor is not None:
+            self._idle[executor].popleft().send_nowait(task)
+
+    def _tell(self, task: Task, stage: Stage, metadata: reapi.ExecutedActionMetadata) -> None:
+        for operation in self._interest[task]:
+            queued = operation.metadata.queued_timestamp
+            operation.stage = stage
+            operation.metadata.MergeFrom(metadata)
+            operation.metadata.queued_timestamp.CopyFrom(queued)
+            operation.announce()
+
+    def _complete(self, task: Task, outcome: Outcome) -> None:
+        self._queue.complete(task)
+        for operation in tuple(self._interest.get(task, ())):
+            self._end(operation, outcome)
+        self._interest.pop(task, None)
+
+    def _end(self, operation: Operation, outcome: Outcome) -> None:
+        if task := self._tasks.pop(operation, None):
+            self._interest[task].discard(operation)
+        operation.stage, operation.outcome = Stage.COMPLETED, outcome
+        self._ended.append((trio.current_time(), operation.name))
+        operation.announce()
+
+    def _drop(self, task: Task) -> None:
+        """Nobody wants `task`: it is taken out of the queue, or stopped where it runs."""
+        self._queue.complete(task)
+        if lease := self._leases.get(task):
+            lease.scope.cancel()
+        else:
+            self._interest.pop(task, None)
+
+    def _give_back(self, task: Task) -> None:
+        """A slot lets go of `task`."""
+        if task.stage is Stage.COMPLETED:
+            self._interest.pop(task, None)
+        elif task.attempts >= MAX_ATTEMPTS:
+            lost = Unavailable(f"the action was lost {task.attempts} times by its executors")
+            self._complete(task, Outcome(error=lost))
+        else:
+            self._tell(task, Stage.QUEUED, reapi.ExecutedActionMetadata())
+            self._hand_over(task, self._queue.requeue(task))
+
+    async def _abandon_later(self, operation: Operation) -> None:
+        await trio.sleep(self._settings.abandoned_after_seconds)
+        if operation.watchers == 0:
+            self.cancel(operation)
+
+    def _forget_expired(self) -> None:
+        oldest = trio.current_time() - self._settings.retention_seconds
+        while self._ended and (
+            self._ended[0][0] < oldest or len(self._ended) > self._settings.max_retained
+        ):
+            self._operations.pop(self._ended.popleft()[1], None)
+
+
+@asynccontextmanager
+async def open_scheduler(
+    executors: Mapping[str, Offer], settings: SchedulerSettings
+) -> AsyncIterator[Scheduler]:
+    """A scheduler for executors of these names and properties."""
+    async with trio.open_nursery() as nursery:
+        try:
+            yield Scheduler(executors, settings, nursery)
+        finally:
+            nursery.cancel_scope.cancel()

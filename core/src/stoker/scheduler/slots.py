@@ -1,0 +1,59 @@
+"""What one slot of an executor does all day."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from stoker.action import LoadedAction, Outcome
+from stoker.errors import InternalError, StokerError
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.scheduler.scheduler import Lease, Scheduler
+
+log = structlog.get_logger(__name__)
+
+Run = Callable[[LoadedAction, Callable[[reapi.ExecutedActionMetadata], None]], Awaitable[Outcome]]
+"""Runs an action, calling back once its process is about to start. A StokerError that it raises
+becomes the outcome."""
+
+FileResult = Callable[[LoadedAction, reapi.ActionResult], Awaitable[None]]
+"""Files a result in the action cache."""
+
+
+async def serve_slot(
+    scheduler: Scheduler, executor: str, run: Run, file_result: FileResult
+) -> None:
+    """Run tasks one after the other on one slot of `executor`, until cancelled."""
+    while True:
+        async with scheduler.lease(executor) as lease:
+            with lease.scope:
+                outcome = await _attempt(lease, run)
+                await _file(lease, outcome, file_result)
+                lease.complete(outcome)
+
+
+async def _attempt(lease: Lease, run: Run) -> Outcome:
+    try:
+        outcome = await run(lease.action, lease.started)
+    except StokerError as error:
+        return Outcome(error=error)
+    except Exception:
+        log.exception("action failed by a bug", action=str(lease.action.digest))
+        return Outcome(error=InternalError("the executor failed; the server's log says why"))
+    if outcome.result is not None:
+        stamp = outcome.result.execution_metadata.queued_timestamp
+        stamp.CopyFrom(lease.queued_timestamp)
+    return outcome
+
+
+async def _file(lease: Lease, outcome: Outcome, file_result: FileResult) -> None:
+    """File a result that may be served again (RUN-33), before anybody hears of it."""
+    result = outcome.result
+    if outcome.error or result is None or result.exit_code or not lease.action.cacheable:
+        return
+    try:
+        await file_result(lease.action, result)
+    except StokerError as error:
+        # The client has its result all the same; the next one pays with a run.
+        log.warning("result not cached", action=str(lease.action.digest), reason=str(error))

@@ -1,0 +1,165 @@
+"""An action cache that serves a result only while all that it names can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import structlog
+import trio
+from google.protobuf.message import DecodeError
+
+from stoker.digest import Digest
+from stoker.errors import BlobNotFound, DataLoss, InvalidRequest
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.spi import ActionCache, ActionKey, ActionResult, BlobStore
+from stoker.storage.tree import file_digests, subdirectories, walk_directories
+
+_log = structlog.get_logger(__name__)
+
+# Parsing a tree of this size takes a millisecond or so, which others need not wait for.
+_THREAD_THRESHOLD_BYTES = 256 * 1024
+
+MAX_TREE_BYTES = 64 * 1024 * 1024
+"""How large the trees of one result may be together, unless told otherwise."""
+
+
+class CompleteActionCache(ActionCache):
+    """`inner`, where a result with anything missing from `blobs` counts as absent (ACG-02).
+
+    What a result names: its output files, its trees and every file inside, the whole closure of
+    its root directories, stdout and stderr. Trees are read first; then one `find_missing` asks
+    for everything, which also prolongs the life of it all (ACG-03). The empty blob is always
+    there (ACG-05). Calls may overlap freely.
+
+    A result is also absent while its exit code is not zero (ACG-12), and, with a line in the log,
+    where a digest in it is malformed, a tree does not parse, or the trees take more than
+    `max_tree_bytes` together (ACG-13, ACG-15).
+    """
+
+    def __init__(
+        self, inner: ActionCache, blobs: BlobStore, *, max_tree_bytes: int = MAX_TREE_BYTES
+    ) -> None:
+        self._inner = inner
+        self._blobs = blobs
+        self._max_tree_bytes = max_tree_bytes
+
+    async def get(self, key: ActionKey) -> ActionResult | None:
+        """The result filed under `key` if it is whole, or None. Raises Unavailable."""
+        result = await self._inner.get(key)
+        if result is None or result.exit_code != 0:
+            return None
+        try:
+            whole = await self._is_whole(key.action, result)
+        except (_Unusable, InvalidRequest, DataLoss) as reason:
+            _log.warning("cached result not served", action=str(key.action), reason=str(reason))
+            return None
+        return result if whole else None
+
+    async def update(self, key: ActionKey, result: ActionResult) -> None:
+        """File `result`, never as an empty message (ACU-08).
+
+        Raises InvalidRequest for a malformed digest in it (ACU-11), StorageFull or Unavailable.
+        """
+        for message in _named_digests(result):
+            key.action.function.parse(message)
+        if not result.ByteSize():
+            result = ActionResult(execution_metadata=reapi.ExecutedActionMetadata(worker="unknown"))
+        await self._inner.update(key, result)
+
+    async def _is_whole(self, action: Digest, result: ActionResult) -> bool:
+        needed = _Needed(action, self._max_tree_bytes)
+        needed.add_all(_named_digests(result))
+        for directory in result.output_directories:
+            needed.take_tree_bytes(directory.tree_digest)
+            needed.take_tree_bytes(directory.root_directory_digest)
+        if not (await self._add_trees(needed, result) and await self._add_closures(needed, result)):
+            return False
+        needed.digests.discard(needed.empty)
+        return not (needed.digests and await self._blobs.find_missing(needed.digests))
+
+    async def _add_trees(self, needed: _Needed, result: ActionResult) -> bool:
+        trees = needed.parse_all(
+            directory.tree_digest
+            for directory in result.output_directories
+            if directory.tree_digest.ByteSize()
+        )
+        # The empty blob is an empty Tree, and a store need not know it.
+        trees.discard(needed.empty)
+        blobs = await self._blobs.read_many(trees) if trees else {}
+        for tree, data in blobs.items():
+            if len(data) < _THREAD_THRESHOLD_BYTES:
+                needed.add_tree(tree, data)
+            else:
+                await trio.to_thread.run_sync(needed.add_tree, tree, data)
+        return len(blobs) == len(trees)
+
+    async def _add_closures(self, needed: _Needed, result: ActionResult) -> bool:
+        roots = needed.parse_all(
+            directory.root_directory_digest
+            for directory in result.output_directories
+            if directory.root_directory_digest.ByteSize()
+        )
+        try:
+            for root in roots:
+                async for directories in walk_directories(self._blobs, root):
+                    for digest, directory in directories:
+                        needed.add_directory(digest, directory)
+        except BlobNotFound:
+            return False
+        return True
+
+
+class _Unusable(Exception):
+    """Why a stored result is treated as absent, for the log."""
+
+
+class _Needed:
+    """Collects what one result needs, and counts the bytes of its trees against their bound."""
+
+    def __init__(self, action: Digest, max_tree_bytes: int) -> None:
+        self._function = action.function
+        self._max_tree_bytes = max_tree_bytes
+        self._tree_bytes = 0
+        self.empty = action.function.empty
+        self.digests: set[Digest] = set()
+
+    def parse_all(self, messages: Iterable[reapi.Digest]) -> set[Digest]:
+        return {self._function.parse(message) for message in messages}
+
+    def add_all(self, messages: Iterable[reapi.Digest]) -> None:
+        self.digests |= self.parse_all(messages)
+
+    def take_tree_bytes(self, message: reapi.Digest | Digest) -> None:
+        self._tree_bytes += message.size_bytes
+        if self._tree_bytes > self._max_tree_bytes:
+            raise _Unusable(f"its trees take more than {self._max_tree_bytes} bytes")
+
+    def add_tree(self, tree: Digest, data: bytes) -> None:
+        try:
+            message = reapi.Tree.FromString(data)
+        except DecodeError as error:
+            raise _Unusable(f"blob {tree} is not a Tree message") from error
+        for directory in (message.root, *message.children):
+            self.add_all(file.digest for file in directory.files)
+
+    def add_directory(self, digest: Digest, directory: reapi.Directory) -> None:
+        self.digests.update(file_digests(digest, directory))
+        for below in subdirectories(digest, directory):
+            if below not in self.digests:
+                self.take_tree_bytes(below)
+                self.digests.add(below)
+
+
+def _named_digests(result: ActionResult) -> Iterator[reapi.Digest]:
+    """The digests in the message itself. An output without its digest yields a malformed one."""
+    for file in result.output_files:
+        yield file.digest
+    for directory in result.output_directories:
+        if directory.tree_digest.ByteSize() or not directory.root_directory_digest.ByteSize():
+            yield directory.tree_digest
+        if directory.root_directory_digest.ByteSize():
+            yield directory.root_directory_digest
+    for stream in (result.stdout_digest, result.stderr_digest):
+        # Some clients send an empty message for a stream that they do not have.
+        if stream.ByteSize():
+            yield stream

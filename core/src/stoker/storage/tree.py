@@ -1,0 +1,287 @@
+"""Reading REAPI trees: Directory messages that name further Directory messages by digest.
+
+Source: build.bazel.remote.execution.v2, messages Directory, FileNode, NodeProperties. Nothing
+here recurses, so that depth is bounded by memory only (GTR-11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from stoker.digest import Digest
+from stoker.errors import BlobNotFound, InputsMissing, InvalidRequest
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.spi import BlobStore
+
+MAX_INPUT_ENTRIES = 1_000_000
+"""How many files, directories and links an input tree may hold unless told otherwise."""
+
+# A Directory of a million files takes about 120 MB; a digest that claims more is no directory.
+_MAX_DIRECTORY_BYTES = 256 * 1024 * 1024
+# Directories of one level are read in batches, so that a wide level does not fill the memory.
+_BATCH_BYTES = 8 * 1024 * 1024
+_BATCH_DIRECTORIES = 1_000
+# Names are short but a path repeats those of all its parents: a deep chain grows quadratically.
+_MAX_PATH_CHARACTERS = 256 * 1024 * 1024
+
+_TOOL_PROPERTY = "bazel_tool_input"
+_NO_NAMES = frozenset({"", ".", ".."})
+
+
+class InputFile(NamedTuple):
+    """A file of an input tree."""
+
+    path: str
+    """Relative to the root."""
+    digest: Digest
+    is_executable: bool
+    is_tool: bool
+    """Whether the client marked it as part of a tool (node property ``bazel_tool_input``)."""
+    mtime_ns: int | None
+    """Nanoseconds since 1970, where the client sets it."""
+    unix_mode: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class InputTree:
+    """An input tree with every path spelt out, relative to the root and in sorted order."""
+
+    files: Mapping[str, InputFile]
+    directories: Collection[str]
+    """All but the root itself, empty ones included; parents come before their children."""
+    symlinks: Mapping[str, str]
+    """Paths of links, and their targets as the client wrote them."""
+
+
+async def read_input_tree(
+    blobs: BlobStore, root: Digest, *, max_entries: int = MAX_INPUT_ENTRIES
+) -> InputTree:
+    """Read the input tree that begins at Directory `root`, and see that its files are there.
+
+    Raises InputsMissing with every blob that is missing, directories and files together;
+    InvalidRequest, naming directory and entry, for names that are no single path segment or
+    occur twice (EXE-26), for what does not parse, and for more than `max_entries` entries.
+    The empty Directory needs no upload. Calls may overlap; cancellation leaves nothing behind.
+    """
+    directories: dict[Digest, reapi.Directory] = {}
+    missing: list[Digest] = []
+    entries = 0
+    async for found, absent in _walk(blobs, root):
+        missing += absent
+        for digest, directory in found:
+            check_directory(digest, directory)
+            entries += _entry_count(directory)
+            directories[digest] = directory
+        if entries > max_entries:
+            raise _too_many(root, max_entries)
+    missing += await _missing_files(blobs, directories)
+    if missing:
+        raise InputsMissing(missing)
+    return _expand(root, directories, max_entries)
+
+
+async def walk_directories(
+    blobs: BlobStore, root: Digest
+) -> AsyncIterator[list[tuple[Digest, reapi.Directory]]]:
+    """Every Directory below and including `root`, breadth first, each distinct one once.
+
+    Each item is a part of one level. Sub-directories that are absent are skipped (GTR-03).
+    Raises BlobNotFound when `root` is absent and InvalidRequest for a blob that is no Directory
+    (GTR-10). Names are not checked.
+    """
+    async for found, absent in _walk(blobs, root):
+        if root in absent:
+            raise BlobNotFound(root)
+        if found:
+            yield found
+
+
+def parse_directory(digest: Digest, data: bytes) -> reapi.Directory:
+    """The Directory message in `data`. Raises InvalidRequest."""
+    try:
+        return reapi.Directory.FromString(data)
+    except DecodeError as error:
+        raise InvalidRequest(f"blob {digest} is not a Directory message") from error
+
+
+def check_directory(digest: Digest, directory: reapi.Directory) -> None:
+    """Raise InvalidRequest unless every name is one path segment and occurs once (EXE-26).
+
+    Order is not looked at. Links must have a target.
+    """
+    names = [
+        node.name
+        for nodes in (directory.files, directory.directories, directory.symlinks)
+        for node in nodes
+    ]
+    distinct = set(names)
+    joined = "".join(names)
+    if len(distinct) < len(names) or distinct & _NO_NAMES or "/" in joined or "\0" in joined:
+        raise InvalidRequest(f"directory {digest}: {_culprit(names)}")
+    for link in directory.symlinks:
+        if not link.target or "\0" in link.target:
+            raise InvalidRequest(
+                f"directory {digest}: symlink {link.name!r} has the target {link.target!r}"
+            )
+
+
+def subdirectories(digest: Digest, directory: reapi.Directory) -> list[Digest]:
+    """The digests of the directories in `directory`, which is blob `digest`.
+
+    Raises InvalidRequest for a malformed one.
+    """
+    return [_parse_in(digest, node) for node in directory.directories]
+
+
+def file_digests(digest: Digest, directory: reapi.Directory) -> list[Digest]:
+    """As `subdirectories`, of the files in `directory`."""
+    return [_parse_in(digest, node) for node in directory.files]
+
+
+class _Level(NamedTuple):
+    found: list[tuple[Digest, reapi.Directory]]
+    absent: list[Digest]
+
+
+async def _walk(blobs: BlobStore, root: Digest) -> AsyncIterator[_Level]:
+    seen = {root}
+    level = [root]
+    while level:
+        below: dict[Digest, None] = {}
+        for batch in _batches(level):
+            part = await _read_directories(blobs, batch)
+            for digest, directory in part.found:
+                below.update(dict.fromkeys(subdirectories(digest, directory)))
+            yield part
+        level = [digest for digest in below if digest not in seen]
+        seen.update(level)
+
+
+def _batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
+    batch: list[Digest] = []
+    size_bytes = 0
+    for digest in digests:
+        if digest.size_bytes > _MAX_DIRECTORY_BYTES:
+            raise InvalidRequest(f"directory {digest} is larger than {_MAX_DIRECTORY_BYTES} bytes")
+        if batch and (
+            size_bytes + digest.size_bytes > _BATCH_BYTES or len(batch) == _BATCH_DIRECTORIES
+        ):
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(digest)
+        size_bytes += digest.size_bytes
+    yield batch
+
+
+async def _read_directories(blobs: BlobStore, digests: list[Digest]) -> _Level:
+    stored = [digest for digest in digests if digest != digest.function.empty]
+    data = await blobs.read_many(stored) if stored else {}
+    level = _Level([], [])
+    for digest in digests:
+        if digest == digest.function.empty:
+            level.found.append((digest, reapi.Directory()))
+        elif digest in data:
+            level.found.append((digest, parse_directory(digest, data[digest])))
+        else:
+            level.absent.append(digest)
+    return level
+
+
+async def _missing_files(
+    blobs: BlobStore, directories: Mapping[Digest, reapi.Directory]
+) -> list[Digest]:
+    """The files that are absent, in the order of the tree."""
+    files = dict.fromkeys(
+        file
+        for digest, directory in directories.items()
+        for file in file_digests(digest, directory)
+        if file != file.function.empty
+    )
+    missing = await blobs.find_missing(files.keys()) if files else set()
+    return [digest for digest in files if digest in missing] if missing else []
+
+
+def _expand(
+    root: Digest, directories: Mapping[Digest, reapi.Directory], max_entries: int
+) -> InputTree:
+    """Spell out every path. A directory that occurs at two places is expanded at both."""
+    files: list[tuple[str, InputFile]] = []
+    paths: list[str] = []
+    symlinks: list[tuple[str, str]] = []
+    entries = characters = 0
+    waiting = [("", root)]
+    while waiting:
+        prefix, digest = waiting.pop()
+        directory = directories[digest]
+        entries += _entry_count(directory)
+        characters += len(prefix) * _entry_count(directory)
+        if entries > max_entries:
+            raise _too_many(root, max_entries)
+        if characters > _MAX_PATH_CHARACTERS:
+            raise InvalidRequest(f"the paths of input root {root} are too long to be written out")
+        for file in _input_files(digest, directory, prefix):
+            files.append((file.path, file))
+        for link in directory.symlinks:
+            symlinks.append((prefix + link.name, link.target))
+        for node in directory.directories:
+            paths.append(prefix + node.name)
+            waiting.append((f"{prefix}{node.name}/", _parse_in(digest, node)))
+    return InputTree(
+        files=MappingProxyType(dict(sorted(files))),
+        directories=tuple(sorted(paths)),
+        symlinks=MappingProxyType(dict(sorted(symlinks))),
+    )
+
+
+def _input_files(digest: Digest, directory: reapi.Directory, prefix: str) -> Iterator[InputFile]:
+    for node in directory.files:
+        is_tool, mtime_ns, unix_mode = False, None, None
+        if node.HasField("node_properties"):
+            is_tool, mtime_ns, unix_mode = _read_properties(node.node_properties)
+        yield InputFile(
+            prefix + node.name,
+            _parse_in(digest, node),
+            node.is_executable,
+            is_tool,
+            mtime_ns,
+            unix_mode,
+        )
+
+
+def _read_properties(message: reapi.NodeProperties) -> tuple[bool, int | None, int | None]:
+    return (
+        any(entry.name == _TOOL_PROPERTY for entry in message.properties),
+        message.mtime.ToNanoseconds() if message.HasField("mtime") else None,
+        message.unix_mode.value if message.HasField("unix_mode") else None,
+    )
+
+
+def _parse_in(directory: Digest, node: reapi.FileNode | reapi.DirectoryNode) -> Digest:
+    try:
+        return directory.function.parse(node.digest)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"directory {directory}: entry {node.name!r}: {error}") from error
+
+
+def _culprit(names: list[str]) -> str:
+    seen: set[str] = set()
+    for name in names:
+        if name in _NO_NAMES or "/" in name or "\0" in name:
+            return f"entry {name!r} is not a single path segment"
+        if name in seen:
+            return f"entry {name!r} occurs twice"
+        seen.add(name)
+    raise AssertionError("unreachable")
+
+
+def _entry_count(directory: reapi.Directory) -> int:
+    return len(directory.files) + len(directory.directories) + len(directory.symlinks)
+
+
+def _too_many(root: Digest, max_entries: int) -> InvalidRequest:
+    return InvalidRequest(f"input root {root} has more than {max_entries} entries")

@@ -7,7 +7,9 @@ from stoker.rpc.allocator import tune_allocator
 from stoker.rpc.client import Channel, open_channel
 from stoker.rpc.client_stream import ClientStream
 from stoker.rpc.credentials import ClientTlsCredentials, TlsCredentials
+from stoker.rpc.health import Health
 from stoker.rpc.metadata import Metadata
+from stoker.rpc.reflection import reflection_services
 from stoker.rpc.server import MAX_RECEIVE_MESSAGE_BYTES, Server
 from stoker.rpc.server_call import ServerCall
 from stoker.rpc.service import (
@@ -31,6 +33,8 @@ __all__ = [
     "stream_stream",
     "ServerCall",
     "MAX_RECEIVE_MESSAGE_BYTES",
+    "Health",
+    "reflection_services",
     # calling
     "open_channel",
     "Channel",

@@ -25,7 +25,7 @@ from stoker.rpc.completion_queue import (
 from stoker.rpc.flow import Incoming, Outgoing
 from stoker.rpc.metadata import Metadata, Pair, checked_pairs
 from stoker.rpc.service import Method
-from stoker.rpc.status import STATUS_DETAILS_KEY, RpcError, StatusCode, encode_details
+from stoker.rpc.status import STATUS_DETAILS_KEY, RpcError, StatusCode, encode_details, sent_message
 
 _NEVER = 1e15
 """Seconds since the epoch; gRPC's infinite future lies beyond."""
@@ -163,7 +163,7 @@ class ServerCall:
         trailing = self._trailing_metadata
         if error.details:
             trailing = (*trailing, (STATUS_DETAILS_KEY, encode_details(error)))
-        self._finish(error.code, error.message, trailing, None)
+        self._finish(error.code, sent_message(error), trailing, None)
 
     def release(self) -> None:
         """Let go of gRPC's call: while it is held, the connection cannot close."""
@@ -178,7 +178,7 @@ class ServerCall:
         if self._finished or not self._alive:
             return
         self._finished = True
-        status = send_status(trailing, code, message.encode())
+        status = send_status(trailing, code, message.encode(errors="replace"))
         if self._outgoing is not None:
             self._outgoing.end_with(status)
             return
@@ -213,5 +213,5 @@ def _start_nothing(_operations: tuple[Operation, ...], _tag: BatchTag | None) ->
 
 def refuse(core: ServerCore, code: StatusCode, message: str) -> None:
     """End a call that no handler has seen. May be called in the poll thread."""
-    status = send_status((), code, message.encode())
+    status = send_status((), code, message.encode(errors="replace"))
     server_batch_starter(core)((send_initial_metadata(()), status), None)

@@ -5,9 +5,12 @@ from enum import IntEnum
 
 from google.protobuf import any_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
-from google.rpc import status_pb2  # type: ignore[import-untyped]  # it ships no types
+from google.rpc import status_pb2
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
+
+_MAX_MESSAGE_BYTES = 2048
+_UTF8_MAX_BYTES = 4
 
 
 class StatusCode(IntEnum):
@@ -38,7 +41,8 @@ class RpcError(Exception):
     A handler raises it to end its call so; a client call raises it when the server did.
     `details` are messages of any type. They travel as one google.rpc.Status in the trailing
     metadata `grpc-status-details-bin`, with the same code and message. Clients bound the
-    metadata that they accept, many at 8 KiB: keep details well below that.
+    metadata that they accept, many at 8 KiB, and see RESOURCE_EXHAUSTED instead when it is more:
+    so a message is cut at 2 KiB when it is sent, and details should be small.
     """
 
     def __init__(self, code: StatusCode, message: str, details: Sequence[Message] = ()) -> None:
@@ -53,13 +57,22 @@ class RpcError(Exception):
         return f"{self.code.name}: {self.message}"
 
 
+def sent_message(error: RpcError) -> str:
+    """Return the message of `error` as it is sent: whole, or its first 2 KiB."""
+    if len(error.message) * _UTF8_MAX_BYTES <= _MAX_MESSAGE_BYTES:
+        return error.message
+    encoded = error.message.encode(errors="replace")
+    if len(encoded) <= _MAX_MESSAGE_BYTES:
+        return error.message
+    return encoded[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + " [cut]"
+
+
 def encode_details(error: RpcError) -> bytes:
     """Return the google.rpc.Status of `error`, serialised."""
-    status = status_pb2.Status(code=error.code, message=error.message)
+    status = status_pb2.Status(code=error.code, message=sent_message(error))
     for detail in error.details:
         status.details.add().Pack(detail)
-    encoded: bytes = status.SerializeToString()
-    return encoded
+    return status.SerializeToString()
 
 
 def decode_details(encoded: bytes) -> list[Message]:

@@ -53,13 +53,22 @@ class ExecutionService:
         operation = await self._cached(instance, request, action) or self._scheduler.submit(
             action, priority=_priority(request), executors=instance.executors
         )
-        with self._scheduler.watching(operation):
-            await _follow(operation, call)
+        await self._follow(operation, call)
+        await call.send(await _final_message(operation, instance, request))
 
     async def wait_execution(self, request: reapi.WaitExecutionRequest, call: ServerCall) -> None:
         operation = self._scheduler.find(request.name)
+        await self._follow(operation, call)
+        await call.send(operation_message(operation))
+
+    async def _follow(self, operation: Operation, call: ServerCall) -> None:
+        """Tell each change until the operation has ended. A slow reader gets the latest only."""
         with self._scheduler.watching(operation):
-            await _follow(operation, call)
+            while operation.stage is not Stage.COMPLETED:
+                version = operation.version
+                await call.send(operation_message(operation))
+                with trio.move_on_after(HEARTBEAT_SECONDS):
+                    await operation.wait_change(version)
 
     async def _load(
         self, instance: Instance, request: reapi.ExecuteRequest, call: ServerCall
@@ -87,26 +96,25 @@ class ExecutionService:
         result = await instance.actions.get(instance.action_key(action.digest))
         if result is None:
             return None
+        return self._scheduler.submit_completed(action, Outcome(result=result, cached=True))
+
+
+async def _final_message(
+    operation: Operation, instance: Instance, request: reapi.ExecuteRequest
+) -> operations_pb2.Operation:
+    """The end of `operation`, with the contents inlined that the request asks for (RUN-32)."""
+    assert operation.outcome is not None
+    result = operation.outcome.result
+    if result is not None:
         result = await inline_contents(
             result,
             instance.blobs,
-            action.digest.function,
+            operation.action.digest.function,
             stdout=request.inline_stdout,
             stderr=request.inline_stderr,
             files=frozenset(request.inline_output_files),
         )
-        return self._scheduler.submit_completed(action, Outcome(result=result, cached=True))
-
-
-async def _follow(operation: Operation, call: ServerCall) -> None:
-    """Tell each change of `operation` until it has ended. A slow reader gets the latest only."""
-    while True:
-        version, ended = operation.version, operation.stage is Stage.COMPLETED
-        await call.send(operation_message(operation))
-        if ended:
-            return
-        with trio.move_on_after(HEARTBEAT_SECONDS):
-            await operation.wait_change(version)
+    return operation_message(operation, result)
 
 
 async def _read(instance: Instance, digest: Digest) -> bytes:

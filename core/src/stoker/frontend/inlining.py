@@ -47,7 +47,7 @@ async def inline_contents(
 def _strip(
     result: reapi.ActionResult, *, stdout: bool, stderr: bool, files: Collection[str]
 ) -> list[tuple[str | int, reapi.Digest]]:
-    """Drop all inlined contents; returns where they are wanted: a stream's name or a file's index."""
+    """Drop all inlined contents; returns where they are wanted, by field or by file index."""
     wanted: list[tuple[str | int, reapi.Digest]] = []
     if result.HasField("stdout_digest"):
         result.stdout_raw = b""

@@ -14,7 +14,7 @@ RESERVED_SEGMENTS = frozenset(
     {"blobs", "uploads", "actions", "actionResults", "operations", "capabilities"}
     | {"compressed-blobs"}
 )
-"""What no segment of an instance name may be, as resource names could not be told apart (GEN-19)."""
+"""What no segment of an instance name may be: resource names could not be told apart (GEN-19)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,13 @@ _STAGES = {
 }
 
 
-def operation_message(operation: Operation) -> operations_pb2.Operation:
-    """`operation` as it stands now. ``error`` is never set: errors travel in the response."""
+def operation_message(
+    operation: Operation, result: reapi.ActionResult | None = None
+) -> operations_pb2.Operation:
+    """`operation` as it stands now, with `result` in place of its own where that is given.
+
+    ``error`` is never set: errors travel in the response (EXE-01).
+    """
     message = operations_pb2.Operation(name=operation.name)
     message.metadata.Pack(
         reapi.ExecuteOperationMetadata(
@@ -30,14 +35,13 @@ def operation_message(operation: Operation) -> operations_pb2.Operation:
     )
     if operation.outcome is not None:
         message.done = True
-        message.response.Pack(execute_response(operation.outcome))
+        message.response.Pack(_execute_response(operation.outcome, result))
     return message
 
 
-def execute_response(outcome: Outcome) -> reapi.ExecuteResponse:
-    """`outcome` as the client gets it."""
+def _execute_response(outcome: Outcome, result: reapi.ActionResult | None) -> reapi.ExecuteResponse:
     return reapi.ExecuteResponse(
-        result=outcome.result,
+        result=result or outcome.result,
         cached_result=outcome.cached,
         status=to_status(outcome.error),
         message=outcome.message,

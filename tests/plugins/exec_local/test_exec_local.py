@@ -1,0 +1,164 @@
+"""The local strategy: the laws of all strategies, and what only this one promises."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from stoker import spi
+from stoker.testing.execution_strategy_laws import (
+    ExecutionStrategyLaws,
+    Witness,
+    Workplace,
+    run,
+)
+from stoker_exec_local import stoker_execution_strategies
+
+
+@pytest.fixture
+async def strategy(tmp_path: Path) -> AsyncIterator[spi.ExecutionStrategy]:
+    provider = stoker_execution_strategies()["local"]
+    context = spi.Context("here", tmp_path, {})
+    async with provider.open(provider.settings(), context) as opened:
+        yield opened
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path)
+
+
+@pytest.fixture
+async def witness(place: Workplace) -> AsyncIterator[Witness]:
+    witness = Witness(place.root / "witness")
+    yield witness
+    witness.close()
+
+
+class TestLaws(ExecutionStrategyLaws):
+    """The laws of stoker.testing."""
+
+
+async def test_output_files_are_private(strategy: spi.ExecutionStrategy, place: Workplace) -> None:
+    await run(strategy, place.spec("true"))
+    assert place.stdout.stat().st_mode & 0o777 == 0o600
+    assert place.stderr.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_session_opened_below_a_living_parent_is_killed(
+    strategy: spi.ExecutionStrategy, place: Workplace, witness: Witness
+) -> None:
+    text = f"exec 9>{witness.path}; setsid sh -c '(sleep 1000 &); echo ready >&9; sleep 1000'; :"
+    async with strategy.start(place.script(text)):
+        await witness.wait_for("ready")
+    await witness.wait_until_all_are_gone()
+
+
+async def test_a_group_of_its_own_does_not_save_an_orphan(
+    strategy: spi.ExecutionStrategy, place: Workplace, witness: Witness
+) -> None:
+    # `timeout` makes itself the leader of a group.
+    text = f"exec 9>{witness.path}; timeout 1000 sh -c 'echo ready >&9; sleep 1000' & sleep 1000"
+    async with strategy.start(place.script(text)) as process:
+        await witness.wait_for("ready")
+        os.kill(int(process.name.removeprefix("process ")), signal.SIGKILL)
+        await process.wait()
+    await witness.wait_until_all_are_gone()
+
+
+async def test_a_process_that_lives_on_in_its_threads_is_killed(
+    strategy: spi.ExecutionStrategy, place: Workplace, witness: Witness
+) -> None:
+    program = (
+        "import ctypes, threading, time\n"
+        f"witness = open({str(witness.path)!r}, 'w')\n"
+        "def run():\n"
+        "    time.sleep(0.05)\n"
+        "    print('ready', file=witness, flush=True)\n"
+        "    time.sleep(1000)\n"
+        "threading.Thread(target=run).start()\n"
+        "ctypes.CDLL(None).syscall(60, 0)  # the exit of one thread\n"
+    )
+    if os.uname().machine != "x86_64":
+        pytest.skip("the number of the system call is that of x86_64")
+    async with strategy.start(place.spec("python3", "-c", program)):
+        await witness.wait_for("ready")
+    await witness.wait_until_all_are_gone()
+
+
+async def test_an_ended_process_is_reaped(
+    strategy: spi.ExecutionStrategy, place: Workplace
+) -> None:
+    async with strategy.start(place.spec("true")) as process:
+        pid = int(process.name.removeprefix("process "))
+        await process.wait()
+    with pytest.raises(ChildProcessError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+
+async def test_no_descriptor_is_left(strategy: spi.ExecutionStrategy, place: Workplace) -> None:
+    await run(strategy, place.spec("true"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(10):
+        await run(strategy, place.spec("true"))
+        await run(strategy, place.spec("true", pipes=True))
+        with pytest.raises(spi.ProgramNotStarted):
+            await run(strategy, place.spec("./absent", pipes=True))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+async def test_programs_written_a_moment_ago_start(  # RUN-18
+    strategy: spi.ExecutionStrategy, place: Workplace
+) -> None:
+    true = shutil.which("true")
+    assert true is not None
+    content = Path(true).read_bytes()
+
+    async def write_and_run(number: int) -> None:
+        def write() -> None:
+            place.program(f"tool{number}", content)
+
+        for _ in range(5):
+            await trio.to_thread.run_sync(write)
+            assert await run(strategy, place.spec(f"./tool{number}")) == spi.Exit(0)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(40):
+            nursery.start_soon(write_and_run, number)
+
+
+async def test_a_program_held_open_for_writing_is_a_passing_trouble(  # RUN-18
+    strategy: spi.ExecutionStrategy, place: Workplace
+) -> None:
+    tool = place.program("tool", b"#!/bin/sh\n")
+    with tool.open("ab"), pytest.raises(spi.Unavailable, match="writing"):
+        await run(strategy, place.spec("./tool"))
+    assert await run(strategy, place.spec("./tool")) == spi.Exit(0)
+
+
+async def test_a_missing_working_directory_is_not_the_fault_of_the_program(
+    strategy: spi.ExecutionStrategy, place: Workplace
+) -> None:
+    with pytest.raises(spi.Unavailable, match="working directory"):
+        await run(strategy, place.spec("true", working_directory="absent"))
+
+
+async def test_an_output_file_that_cannot_be_opened_is_named(
+    strategy: spi.ExecutionStrategy, place: Workplace
+) -> None:
+    with pytest.raises(spi.Unavailable, match="absent"):
+        await run(strategy, place.spec("true", stdout=place.root / "absent" / "stdout"))
+
+
+async def test_too_long_arguments_are_the_fault_of_the_command(
+    strategy: spi.ExecutionStrategy, place: Workplace
+) -> None:
+    with pytest.raises(spi.ProgramNotStarted, match="too long") as caught:
+        await run(strategy, place.spec("true", "x" * 4_000_000))
+    assert caught.value.exit_code == 126

@@ -71,9 +71,10 @@ async def read_input_tree(
     directories: dict[Digest, reapi.Directory] = {}
     missing: list[Digest] = []
     entries = 0
-    async for found, absent in _walk(blobs, root):
-        missing += absent
-        for digest, directory in found:
+    walk = _Walk(blobs, root)
+    while (batch := await walk.read_next()) is not None:
+        missing += batch.absent
+        for digest, directory in batch.found:
             check_directory(digest, directory)
             entries += _entry_count(directory)
             directories[digest] = directory
@@ -85,20 +86,16 @@ async def read_input_tree(
     return _expand(root, directories, max_entries)
 
 
-async def walk_directories(
+def walk_directories(
     blobs: BlobStore, root: Digest
 ) -> AsyncIterator[list[tuple[Digest, reapi.Directory]]]:
     """Every Directory below and including `root`, breadth first, each distinct one once.
 
     Each item is a part of one level. Sub-directories that are absent are skipped (GTR-03).
     Raises BlobNotFound when `root` is absent and InvalidRequest for a blob that is no Directory
-    (GTR-10). Names are not checked.
+    (GTR-10). Names are not checked. The iterator may be abandoned at any point.
     """
-    async for found, absent in _walk(blobs, root):
-        if root in absent:
-            raise BlobNotFound(root)
-        if found:
-            yield found
+    return _FoundDirectories(blobs, root)
 
 
 def parse_directory(digest: Digest, data: bytes) -> reapi.Directory:
@@ -143,23 +140,50 @@ def file_digests(digest: Digest, directory: reapi.Directory) -> list[Digest]:
     return [_parse_in(digest, node) for node in directory.files]
 
 
-class _Level(NamedTuple):
+class _Batch(NamedTuple):
     found: list[tuple[Digest, reapi.Directory]]
     absent: list[Digest]
 
 
-async def _walk(blobs: BlobStore, root: Digest) -> AsyncIterator[_Level]:
-    seen = {root}
-    level = [root]
-    while level:
-        below: dict[Digest, None] = {}
-        for batch in _batches(level):
-            part = await _read_directories(blobs, batch)
-            for digest, directory in part.found:
-                below.update(dict.fromkeys(subdirectories(digest, directory)))
-            yield part
-        level = [digest for digest in below if digest not in seen]
-        seen.update(level)
+class _Walk:
+    """Reads directories level by level. No async generator, so that callers may just stop."""
+
+    def __init__(self, blobs: BlobStore, root: Digest) -> None:
+        self._blobs = blobs
+        self._seen = {root}
+        self._below: dict[Digest, None] = {}
+        self._level = _batches([root])
+
+    async def read_next(self) -> _Batch | None:
+        """The next part of a level, or None after the last."""
+        if (digests := next(self._level, None)) is None:
+            self._descend()
+            if (digests := next(self._level, None)) is None:
+                return None
+        batch = await _read_directories(self._blobs, digests)
+        for digest, directory in batch.found:
+            self._below.update(dict.fromkeys(subdirectories(digest, directory)))
+        return batch
+
+    def _descend(self) -> None:
+        level = [digest for digest in self._below if digest not in self._seen]
+        self._seen.update(level)
+        self._below = {}
+        self._level = _batches(level)
+
+
+class _FoundDirectories(AsyncIterator[list[tuple[Digest, reapi.Directory]]]):
+    def __init__(self, blobs: BlobStore, root: Digest) -> None:
+        self._walk = _Walk(blobs, root)
+        self._root = root
+
+    async def __anext__(self) -> list[tuple[Digest, reapi.Directory]]:
+        while (batch := await self._walk.read_next()) is not None:
+            if self._root in batch.absent:
+                raise BlobNotFound(self._root)
+            if batch.found:
+                return batch.found
+        raise StopAsyncIteration
 
 
 def _batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
@@ -175,21 +199,22 @@ def _batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
             batch, size_bytes = [], 0
         batch.append(digest)
         size_bytes += digest.size_bytes
-    yield batch
+    if batch:
+        yield batch
 
 
-async def _read_directories(blobs: BlobStore, digests: list[Digest]) -> _Level:
+async def _read_directories(blobs: BlobStore, digests: list[Digest]) -> _Batch:
     stored = [digest for digest in digests if digest != digest.function.empty]
     data = await blobs.read_many(stored) if stored else {}
-    level = _Level([], [])
+    batch = _Batch([], [])
     for digest in digests:
         if digest == digest.function.empty:
-            level.found.append((digest, reapi.Directory()))
+            batch.found.append((digest, reapi.Directory()))
         elif digest in data:
-            level.found.append((digest, parse_directory(digest, data[digest])))
+            batch.found.append((digest, parse_directory(digest, data[digest])))
         else:
-            level.absent.append(digest)
-    return level
+            batch.absent.append(digest)
+    return batch
 
 
 async def _missing_files(

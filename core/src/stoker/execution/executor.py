@@ -1,0 +1,108 @@
+"""Where actions are run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from stoker import spi
+from stoker.action import LoadedAction, Outcome
+from stoker.errors import InvalidRequest
+from stoker.execution.action_folders import Workplace, lock_folder
+from stoker.execution.one_shot import OneShot
+from stoker.execution.outputs import check_node_properties
+from stoker.execution.run import Run, Started
+from stoker.execution.stages import Stages
+from stoker.storage.tree import read_input_tree
+
+_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class ExecutionSettings(spi.Settings, frozen=True):
+    """How an executor treats its actions."""
+
+    default_timeout_seconds: _Seconds = 3600.0
+    """For actions that set no timeout themselves (EXE-11)."""
+    maximum_timeout_seconds: _Seconds = 24 * 3600.0
+    """An action that asks for more is refused (EXE-10)."""
+    termination_grace_seconds: Annotated[float, msgspec.Meta(ge=0)] = 5.0
+    """Between asking a command to end (SIGTERM) and ending it (SIGKILL)."""
+
+    def limit_seconds(self, action: LoadedAction) -> float:
+        """How long `action` may run. Raises InvalidRequest if it asks for too long."""
+        if action.timeout_seconds is None:
+            return min(self.default_timeout_seconds, self.maximum_timeout_seconds)
+        if action.timeout_seconds > self.maximum_timeout_seconds:
+            raise InvalidRequest(
+                f"the action's timeout of {action.timeout_seconds:g} s is above this server's "
+                f"limit of {self.maximum_timeout_seconds:g} s"
+            )
+        return action.timeout_seconds
+
+
+class Executor:
+    """Runs actions, each to its outcome. Calls may overlap: how many is the caller's affair."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        blobs: spi.BlobStore,
+        one_shot: OneShot,
+        settings: ExecutionSettings,
+    ) -> None:
+        self.name = name
+        self._blobs = blobs
+        self._one_shot = one_shot
+        self._settings = settings
+
+    async def run(self, action: LoadedAction, started: Started) -> Outcome:
+        """Run `action`. `started` is called once its inputs are there, just before it begins.
+
+        An outcome may hold an error and a result: a timeout with what the action had written
+        (RUN-19), a program that cannot be started (RUN-17), outputs that REAPI has no word for.
+        Raises InvalidRequest and InputsMissing for faults of the request, FailedPrecondition,
+        Unavailable, StorageFull and DataLoss for trouble here, which says nothing of the action
+        (RUN-24). After cancellation no process and no folder of the action is left.
+        """
+        stages = Stages(self.name)
+        check_node_properties(action.command)
+        limit_seconds = self._settings.limit_seconds(action)
+        stages.mark("input_fetch_start")
+        tree = await read_input_tree(self._blobs, action.input_root)
+        run = Run(
+            action=action, tree=tree, limit_seconds=limit_seconds, started=started, stages=stages
+        )
+        return await self._one_shot.run(run)
+
+
+@asynccontextmanager
+async def open_executor(
+    *,
+    name: str,
+    blobs: spi.BlobStore,
+    strategy: spi.ExecutionStrategy,
+    sandbox: spi.Sandbox,
+    folder: Path,
+    settings: ExecutionSettings,
+) -> AsyncIterator[Executor]:
+    """An executor that works below `folder`, which is swept first.
+
+    Raises ConfigurationError if another executor, of whatever process, uses the folder.
+    """
+    with lock_folder(folder):
+        workplace = Workplace(folder)
+        await workplace.sweep()
+        one_shot = OneShot(
+            executor=name,
+            blobs=blobs,
+            strategy=strategy,
+            sandbox=sandbox,
+            workplace=workplace,
+            grace_seconds=settings.termination_grace_seconds,
+        )
+        yield Executor(name=name, blobs=blobs, one_shot=one_shot, settings=settings)

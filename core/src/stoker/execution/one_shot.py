@@ -1,0 +1,95 @@
+"""An action as one process of its own."""
+
+from __future__ import annotations
+
+import signal
+from typing import NamedTuple
+
+import trio
+
+from stoker.action import Outcome
+from stoker.errors import ProgramNotStarted, TimedOut
+from stoker.execution.action_folders import Workplace
+from stoker.execution.input_root import InputRoot
+from stoker.execution.process import ActionFolders, process_spec
+from stoker.execution.run import Ending, Run, conclude
+from stoker.spi import BlobStore, ExecutionStrategy, Exit, Process, ProcessSpec, Sandbox
+
+_KILLED = Exit(128 + signal.SIGKILL, signal.SIGKILL)
+
+
+class _Stop(NamedTuple):
+    exit: Exit
+    timed_out: bool
+
+
+class OneShot:
+    """Runs actions as processes, each in folders of its own. Calls may overlap."""
+
+    def __init__(
+        self,
+        *,
+        executor: str,
+        blobs: BlobStore,
+        strategy: ExecutionStrategy,
+        sandbox: Sandbox,
+        workplace: Workplace,
+        grace_seconds: float,
+    ) -> None:
+        self._executor = executor
+        self._blobs = blobs
+        self._strategy = strategy
+        self._sandbox = sandbox
+        self._workplace = workplace
+        self._grace_seconds = grace_seconds
+
+    async def run(self, run: Run) -> Outcome:
+        """See :meth:`stoker.execution.executor.Executor.run`."""
+        async with self._workplace.open_folders() as folders:
+            root = InputRoot(folders.root, self._blobs)
+            await root.lay_out(run.tree, run.folders)
+            run.stages.mark("input_fetch_completed")
+            try:
+                stop = await self._run_process(run, process_spec(run.action, folders))
+            except ProgramNotStarted as error:
+                ending = Ending(error.exit_code, stderr=f"{error}\n".encode(), error=error)
+                return await conclude(run, ending, None, self._blobs)
+            ending = self._ending(run, stop, folders)
+            return await conclude(run, ending, folders.root, self._blobs)
+
+    async def _run_process(self, run: Run, spec: ProcessSpec) -> _Stop:
+        """Run to the end. When this returns, or raises, nothing of the process lives (RUN-22)."""
+        run.start()
+        try:
+            async with (
+                self._sandbox.enclose(spec) as enclosed,
+                self._strategy.start(enclosed) as process,
+            ):
+                # Once more: what came before is not the command's time (RUN-20).
+                run.stages.mark("execution_start")
+                return await self._wait(process, run.limit_seconds)
+        finally:
+            run.stages.mark("execution_completed")
+
+    async def _wait(self, process: Process, limit_seconds: float) -> _Stop:
+        with trio.move_on_after(limit_seconds):
+            return _Stop(await process.wait(), timed_out=False)
+        # RUN-21: time to write down what it has.
+        process.terminate()
+        with trio.move_on_after(self._grace_seconds):
+            return _Stop(await process.wait(), timed_out=True)
+        return _Stop(_KILLED, timed_out=True)
+
+    def _ending(self, run: Run, stop: _Stop, folders: ActionFolders) -> Ending:
+        error = TimedOut(run.limit_seconds, self._executor) if stop.timed_out else None
+        if stop.exit.signal is not None and error is None:
+            run.messages.append(f"the command was ended by {_name(stop.exit.signal)}")
+        return Ending(stop.exit.code, folders.stdout, folders.stderr, error)
+
+
+def _name(number: int) -> str:
+    """RUN-15."""
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,107 @@
+"""One action that is being run, and how its result is put together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from stoker.action import LoadedAction, Outcome, resolve_output
+from stoker.digest import Digest
+from stoker.errors import FailedPrecondition, StokerError
+from stoker.execution.arrangement import parent_of
+from stoker.execution.outputs import collect_outputs
+from stoker.execution.stages import Stages
+from stoker.execution.uploads import LocalFile, Uploads
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.spi import BlobStore
+from stoker.storage.tree import InputTree
+
+Started = Callable[[reapi.ExecutedActionMetadata], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """An action on an executor, from its inputs to its outcome."""
+
+    action: LoadedAction
+    tree: InputTree
+    limit_seconds: float
+    started: Started
+    stages: Stages
+    messages: list[str] = field(default_factory=list)
+    """Sentences for the person who reads the client's output."""
+
+    @property
+    def folders(self) -> frozenset[str]:
+        """The folders that must be there before it starts: where it works, and where its outputs
+        go (RUN-06, EXE-29)."""
+        directory = self.action.command.working_directory
+        outputs = (resolve_output(directory, path) for path in self.action.output_paths)
+        return frozenset({directory, *map(parent_of, outputs)} - {""})
+
+    def start(self) -> None:
+        """The command starts now."""
+        self.stages.mark("execution_start")
+        self.started(self.stages.so_far())
+
+
+class Ending(NamedTuple):
+    """How the command ended, and what it said."""
+
+    exit_code: int
+    stdout: Path | bytes = b""
+    stderr: Path | bytes = b""
+    error: StokerError | None = None
+
+
+async def conclude(run: Run, ending: Ending, root: Path | None, blobs: BlobStore) -> Outcome:
+    """Store outputs and streams, and say how it went. Without a `root` there are no outputs.
+
+    Outputs are collected whatever the exit code (RUN-16). Raises StorageFull or Unavailable.
+    """
+    run.stages.mark("output_upload_start")
+    uploads = Uploads(run.action.digest.function, blobs)
+    result, error = reapi.ActionResult(), ending.error
+    if root is not None:
+        try:
+            result = await _outputs(run, root, uploads)
+        except FailedPrecondition as unfit:
+            error = error or unfit
+    stdout = await _store_stream(ending.stdout, uploads)
+    stderr = await _store_stream(ending.stderr, uploads)
+    await uploads.publish()
+    run.stages.mark("output_upload_completed")
+    result.exit_code = ending.exit_code
+    # RUN-14: an empty stream has no digest.
+    if stdout is not None:
+        result.stdout_digest.CopyFrom(stdout.to_proto())
+    if stderr is not None:
+        result.stderr_digest.CopyFrom(stderr.to_proto())
+    result.execution_metadata.CopyFrom(run.stages.complete())
+    return Outcome(result=result, error=error, message="\n".join(run.messages))
+
+
+async def _outputs(run: Run, root: Path, uploads: Uploads) -> reapi.ActionResult:
+    collected = await collect_outputs(root, run.action.command, uploads)
+    if collected.skipped:
+        run.messages.append(
+            f"left out, as neither file, directory nor symbolic link: "
+            f"{', '.join(collected.skipped[:5])}{' …' if len(collected.skipped) > 5 else ''}"
+        )
+    return collected.result
+
+
+async def _store_stream(stream: Path | bytes, uploads: Uploads) -> Digest | None:
+    if isinstance(stream, bytes):
+        return uploads.add(stream) if stream else None
+    try:
+        size_bytes = stream.stat().st_size  # noqa: ASYNC240 -- a trip to a thread costs more
+    except FileNotFoundError:
+        return None
+    if not size_bytes:
+        return None
+    file = LocalFile(os.fspath(stream), size_bytes)
+    return (await uploads.add_files([file]))[file.location]

@@ -1,0 +1,78 @@
+"""When what happened to an action.
+
+Source: build.bazel.remote.execution.v2.ExecutedActionMetadata.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from google.protobuf.struct_pb2 import Struct
+
+from stoker.protos import remote_execution_pb2 as reapi
+
+_ORDER = (
+    "worker_start",
+    "input_fetch_start",
+    "input_fetch_completed",
+    "execution_start",
+    "execution_completed",
+    "output_upload_start",
+    "output_upload_completed",
+    "worker_completed",
+)
+
+
+class Stages:
+    """The metadata of one action as it comes about (RUN-27).
+
+    The wall clock is read once and time is counted from there, so that no adjustment of the clock
+    puts the end of a stage before its beginning. A stage that is tried again is marked again, and
+    so are those after it.
+    """
+
+    def __init__(self, executor: str) -> None:
+        """Begin now, on the executor of this name."""
+        self._wall_ns = time.time_ns()
+        self._counter_ns = time.monotonic_ns()
+        self._marked_ns: dict[str, int] = {}
+        self._metadata = reapi.ExecutedActionMetadata(worker=executor)
+        self.mark("worker_start")
+
+    def mark(self, stage: str) -> None:
+        """`stage`, the name of a timestamp without its ending, happens now."""
+        now_ns = self._wall_ns + time.monotonic_ns() - self._counter_ns
+        self._marked_ns[stage] = now_ns
+        getattr(self._metadata, f"{stage}_timestamp").FromNanoseconds(now_ns)
+
+    def note(self, facts: Mapping[str, str | int | bool]) -> None:
+        """Tell `facts` to the client, as a google.protobuf.Struct in auxiliary_metadata."""
+        message = Struct()
+        message.update(facts)
+        self._metadata.auxiliary_metadata.add().Pack(message)
+
+    def so_far(self) -> reapi.ExecutedActionMetadata:
+        """A copy of what is known now."""
+        copy = reapi.ExecutedActionMetadata()
+        copy.CopyFrom(self._metadata)
+        return copy
+
+    def complete(self) -> reapi.ExecutedActionMetadata:
+        """The action ends now. A stage that it did not come to took no time.
+
+        Clients compute differences and take for granted that every timestamp is there.
+        """
+        self.mark("worker_completed")
+        last_ns = self._wall_ns
+        for stage in _ORDER:
+            last_ns = self._marked_ns.get(stage, last_ns)
+            getattr(self._metadata, f"{stage}_timestamp").FromNanoseconds(last_ns)
+        self._set_duration()
+        return self.so_far()
+
+    def _set_duration(self) -> None:
+        metadata = self._metadata
+        started_ns = metadata.execution_start_timestamp.ToNanoseconds()
+        ended_ns = metadata.execution_completed_timestamp.ToNanoseconds()
+        metadata.virtual_execution_duration.FromNanoseconds(ended_ns - started_ns)

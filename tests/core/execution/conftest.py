@@ -1,0 +1,160 @@
+"""Input trees, actions and an executor that starts real processes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from stoker.action import LoadedAction, Outcome, load_action
+from stoker.digest import SHA256, Digest
+from stoker.execution.executor import ExecutionSettings, Executor, open_executor
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.spi import ExecutionStrategy, ProcessSpec, Sandbox
+from stoker.storage.memory import MemoryBlobStore
+from stoker.storage.tree import InputTree, read_input_tree
+from stoker.storage.verifying import VerifyingBlobStore
+from stoker_exec_local import LocalStrategy
+
+Entries = Mapping[str, "bytes | str | reapi.FileNode | Entries"]
+
+
+class NoSandbox(Sandbox):
+    """Encloses nothing."""
+
+    @asynccontextmanager
+    async def enclose(self, spec: ProcessSpec) -> AsyncIterator[ProcessSpec]:
+        yield spec
+
+
+class Cas:
+    """A store in memory, with short ways to fill and read it."""
+
+    def __init__(self) -> None:
+        self.blobs = VerifyingBlobStore(MemoryBlobStore())
+
+    async def put(self, data: bytes) -> Digest:
+        digest = SHA256.digest(data)
+        assert not await self.blobs.write_many({digest: data})
+        return digest
+
+    async def get(self, message: reapi.Digest) -> bytes:
+        digest = SHA256.parse(message)
+        return (await self.blobs.read_many([digest]))[digest]
+
+    async def directory(self, entries: Entries) -> Digest:
+        """Bytes are files, text is the target of a link, a FileNode is taken with its name set."""
+        message = reapi.Directory()
+        for name, entry in sorted(entries.items()):
+            if isinstance(entry, bytes):
+                digest = (await self.put(entry)).to_proto()
+                message.files.add(name=name, digest=digest, is_executable=entry[:2] == b"#!")
+            elif isinstance(entry, str):
+                message.symlinks.add(name=name, target=entry)
+            elif isinstance(entry, reapi.FileNode):
+                message.files.add(name=name).MergeFrom(entry)
+            else:
+                digest = (await self.directory(entry)).to_proto()
+                message.directories.add(name=name, digest=digest)
+        return await self.put(message.SerializeToString())
+
+    async def tree(self, entries: Entries) -> InputTree:
+        return await read_input_tree(self.blobs, await self.directory(entries))
+
+    async def action(
+        self,
+        *arguments: str,
+        inputs: Entries | None = None,
+        timeout_seconds: float | None = None,
+        environment: Mapping[str, str] | None = None,
+        platform: Mapping[str, str] | None = None,
+        **command_fields: Any,
+    ) -> LoadedAction:
+        command = reapi.Command(arguments=arguments, **command_fields)
+        for name, value in (environment or {}).items():
+            command.environment_variables.add(name=name, value=value)
+        action = reapi.Action(
+            input_root_digest=(await self.directory(inputs or {})).to_proto(),
+            command_digest=(await self.put(command.SerializeToString())).to_proto(),
+        )
+        for name, value in (platform or {}).items():
+            action.platform.properties.add(name=name, value=value)
+        if timeout_seconds is not None:
+            action.timeout.CopyFrom(Duration(nanos=int(timeout_seconds * 10**9)))
+        return load_action(
+            SHA256.digest(action.SerializeToString()),
+            action,
+            command,
+            namespace="",
+            metadata=reapi.RequestMetadata(),
+        )
+
+    async def shell(self, script: str, **fields: Any) -> LoadedAction:
+        return await self.action("/bin/sh", "-c", script, **fields)
+
+
+class Rig:
+    """An executor, and what it worked with."""
+
+    def __init__(self, cas: Cas, executor: Executor, folder: Path) -> None:
+        self.cas = cas
+        self.executor = executor
+        self.folder = folder
+        self.started: list[reapi.ExecutedActionMetadata] = []
+
+    async def run(self, action: LoadedAction) -> Outcome:
+        return await self.executor.run(action, self.started.append)
+
+    async def result(self, action: LoadedAction) -> reapi.ActionResult:
+        outcome = await self.run(action)
+        assert outcome.error is None
+        assert outcome.result is not None
+        return outcome.result
+
+    async def shell(self, script: str, **fields: Any) -> reapi.ActionResult:
+        return await self.result(await self.cas.shell(script, **fields))
+
+    async def stdout(self, script: str, **fields: Any) -> str:
+        result = await self.shell(script, **fields)
+        return (await self.cas.get(result.stdout_digest)).decode()
+
+    def leftovers(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "actions").iterdir())
+
+
+@pytest.fixture
+def cas() -> Cas:
+    return Cas()
+
+
+@pytest.fixture
+def strategy() -> ExecutionStrategy:
+    return LocalStrategy()
+
+
+@pytest.fixture
+async def rig(cas: Cas, strategy: ExecutionStrategy, tmp_path: Path) -> AsyncIterator[Rig]:
+    async with open_rig(cas, strategy, tmp_path / "executor") as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def open_rig(
+    cas: Cas,
+    strategy: ExecutionStrategy,
+    folder: Path,
+    settings: ExecutionSettings | None = None,
+) -> AsyncIterator[Rig]:
+    async with open_executor(
+        name="executor-1",
+        blobs=cas.blobs,
+        strategy=strategy,
+        sandbox=NoSandbox(),
+        folder=folder,
+        settings=settings or ExecutionSettings(termination_grace_seconds=0.5),
+    ) as executor:
+        yield Rig(cas, executor, folder)

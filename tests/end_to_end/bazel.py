@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 EXAMPLE_WORKSPACE = Path(__file__).parents[2] / "examples" / "bazel"
 
 # Far above what any command here takes: a hang becomes a failure instead of a stuck run.
-HANG_SECONDS = 240
+HANG_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Outcome:
     console: str
     spawns: tuple[Spawn, ...]
 
-    def runners(self, *, without: str = "") -> set[str]:
-        """Where the actions ran, apart from those of the mnemonic `without`."""
-        return {spawn.runner for spawn in self.spawns if spawn.mnemonic != without}
+    def runners(self) -> set[str]:
+        """Where the actions ran, or where their results came from."""
+        return {spawn.runner for spawn in self.spawns}
 
 
 class Bazel:
@@ -88,18 +89,29 @@ class Bazel:
         return (self._folder / "bazel-testlogs" / test / "test.log").read_text()
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*self._startup, *arguments],
-            cwd=self.workspace,
-            # Nothing of the caller's environment, proxies least of all.
-            env={"PATH": os.defpath, "HOME": str(self._folder), "USER": "example"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=HANG_SECONDS,
-            check=False,
-        )
+        try:
+            return subprocess.run(
+                [*self._startup, *arguments],
+                cwd=self.workspace,
+                # Nothing of the caller's environment, proxies least of all.
+                env={"PATH": os.defpath, "HOME": str(self._folder), "USER": "example"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=HANG_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            # Bazel's server goes on with the command, and the next command would wait for it.
+            self._kill_server()
+            raise
+
+    def _kill_server(self) -> None:
+        for file in self._folder.glob("root/*/server/server.pid.txt"):
+            with suppress(ProcessLookupError):
+                os.kill(int(file.read_text()), signal.SIGKILL)
+            file.unlink()
 
 
 @contextmanager

@@ -199,12 +199,12 @@ class ServerCall:
             raise RpcError(StatusCode.INTERNAL, f"the request is not a valid {name}") from error
 
     def _encode(self, message: Message | bytes) -> bytes:
-        encode = self.served_by.encode
-        if encode is not None:
-            return encode(message)
-        if not isinstance(message, bytes):
-            raise TypeError(f"{self.method} answers in bytes, not {type(message).__name__}")
-        return message
+        expected = self.served_by.response_type
+        if not isinstance(message, expected):
+            # protobuf would serialise any message without a word.
+            given = type(message).__name__
+            raise TypeError(f"{self.method} answers with {expected.__name__}, not {given}")
+        return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def _start_nothing(_operations: tuple[Operation, ...], _tag: BatchTag | None) -> bool:

@@ -12,15 +12,12 @@ if TYPE_CHECKING:
 RequestT = TypeVar("RequestT", bound=Message | bytes)
 ResponseT = TypeVar("ResponseT", bound=Message | bytes)
 
-Decode = Callable[[bytes], Any]
-Encode = Callable[[Any], bytes]
-
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """One method: its handler, which sides stream, and the coding of its messages.
 
-    `decode` and `encode` are None where messages are raw bytes. Made by `unary_unary`,
+    `decode` is None where requests are raw bytes. Made by `unary_unary`,
     `unary_stream`, `stream_unary` and `stream_stream`.
     """
 
@@ -28,8 +25,8 @@ class Method:
     request_streams: bool
     response_streams: bool
     request_type: type[Any]
-    decode: Decode | None
-    encode: Encode | None
+    response_type: type[Any]
+    decode: Callable[[bytes], Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +37,14 @@ class Service:
     methods: Mapping[str, Method]
 
 
-def decoder(message_type: type[Any]) -> Decode | None:
-    """Return what parses messages of this type; None for bytes, which are left alone."""
-    return message_type.FromString if issubclass(message_type, Message) else None
-
-
-def encoder(message_type: type[Any]) -> Encode | None:
-    """Return what serialises messages of this type; None for bytes, which are left alone."""
-    return message_type.SerializeToString if issubclass(message_type, Message) else None
-
-
 def _method(
     handler: Callable[..., Awaitable[Any]],
     streams: tuple[bool, bool],
     request_type: type[Any],
     response_type: type[Any],
 ) -> Method:
-    return Method(handler, *streams, request_type, decoder(request_type), encoder(response_type))
+    decode = request_type.FromString if issubclass(request_type, Message) else None
+    return Method(handler, *streams, request_type, response_type, decode)
 
 
 def unary_unary(

@@ -29,9 +29,10 @@ pytestmark = [pytest.mark.bazel, pytest.mark.slow]
 SLOTS = 2
 PAGES_PER_PROTOCOL = 12
 TESTS = ["native/roman_test", "native/table_test", "pages/book_test", "text/whole_test"]
-INSTANCES = ["", "team/a", "minimal", "cache", "broken"]
+EXECUTING_INSTANCES = ["", "team/a", "minimal", "broken"]
+CACHING_INSTANCES = ["cache"]
 
-EXECUTOR = f"""
+SERVER = f"""
 [server]
 listen = ["127.0.0.1:0"]
 
@@ -46,31 +47,34 @@ properties = {{ OSFamily = "linux" }}
 """
 
 INSTANCE = """
-[action_caches.cache_{number}]
+[action_caches."results of {name}"]
 kind = "disk"
-path = "ac_{number}"
+path = "results of {name}"
 
 [instances."{name}"]
 blob_store = "main"
-action_cache = "cache_{number}"
-executors = ["local"]
+action_cache = "results of {name}"
+executors = {executors}
 """
+
+
+def configuration() -> str:
+    executing = [INSTANCE.format(name=name, executors='["local"]') for name in EXECUTING_INSTANCES]
+    caching = [INSTANCE.format(name=name, executors="[]") for name in CACHING_INSTANCES]
+    return "".join([SERVER, *executing, *caching])
 
 
 @contextmanager
 def open_server(folder: Path) -> Iterator[str]:
     """Run `stoker serve` on a free port and give its address; it ends with the block."""
-    configuration = folder / "stoker.toml"
-    instances = (INSTANCE.format(number=number, name=name) for number, name in enumerate(INSTANCES))
-    configuration.write_text(EXECUTOR + "".join(instances))
+    configuration_file = folder / "stoker.toml"
+    configuration_file.write_text(configuration())
     port_file, log = folder / "port", folder / "server.log"
     command = [sys.executable, "-m", "stoker", "serve"]
-    options = ["--config", str(configuration), "--port-file", str(port_file)]
+    options = ["--config", str(configuration_file), "--port-file", str(port_file)]
     with (
         log.open("wb") as output,
-        subprocess.Popen(
-            [*command, *options], stdout=output, stderr=output, stdin=subprocess.DEVNULL
-        ) as server,
+        subprocess.Popen([*command, *options], cwd=folder, stdout=output, stderr=output) as server,
     ):
         try:
             yield wait_for_address(server, port_file, log)

@@ -1,0 +1,36 @@
+"""What makes two actions share a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerKey:
+    """Workers of equal keys are interchangeable (PWK-11, PWK-12).
+
+    The client's own key is a part of the platform, and no more than that: it keeps workers apart
+    but never makes two that differ otherwise one.
+    """
+
+    namespace: str
+    """The instance name."""
+    silo: str
+    """The property ``cache-silo-key``."""
+    platform: tuple[tuple[str, tuple[str, ...]], ...]
+    argv: tuple[str, ...]
+    """What the process is started with, ``--persistent_worker`` included."""
+    environment: tuple[tuple[str, str], ...]
+    """The command's variables, in order of their names."""
+    working_directory: str
+    protocol: str
+    tools: str
+    """The hash of the tool's files that stoker computes itself."""
+
+    def difference(self, other: WorkerKey) -> tuple[str, ...]:
+        """The names of the components in which `other` differs: why a worker was not shared."""
+        return tuple(
+            field.name
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(other, field.name)
+        )

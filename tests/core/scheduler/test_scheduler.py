@@ -1,0 +1,279 @@
+"""The scheduler on trio: operations, leases, cancellation, abandonment."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+from stoker.action import LoadedAction, Outcome
+from stoker.digest import SHA256
+from stoker.errors import Cancelled, InternalError, OperationNotFound, Unavailable
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.scheduler.operation import Operation
+from stoker.scheduler.queue import Stage
+from stoker.scheduler.scheduler import Scheduler, SchedulerSettings, open_scheduler
+from stoker.scheduler.slots import FileResult, Run, serve_slot
+
+EXECUTORS = {"one": {"OSFamily": ("linux",)}}
+
+
+def make_action(name: str, *, cacheable: bool = True) -> LoadedAction:
+    return LoadedAction(
+        namespace="team",
+        digest=SHA256.digest(name.encode()),
+        action=reapi.Action(do_not_cache=not cacheable),
+        command=reapi.Command(arguments=["true"]),
+        input_root=SHA256.empty,
+        platform={},
+        timeout_seconds=None,
+    )
+
+
+def opened(**settings: float) -> AbstractAsyncContextManager[Scheduler]:
+    return open_scheduler(EXECUTORS, SchedulerSettings(**settings))  # type: ignore[arg-type] # floats for the counts too
+
+
+def submit(scheduler: Scheduler, name: str, *, cacheable: bool = True) -> Operation:
+    return scheduler.submit(make_action(name, cacheable=cacheable), priority=0, executors=EXECUTORS)
+
+
+async def ended(operation: Operation) -> Outcome:
+    while operation.outcome is None:
+        await operation.wait_change(operation.version)
+    return operation.outcome
+
+
+class Executor:
+    """Runs actions as it is told, and remembers what it was given and what was filed."""
+
+    def __init__(self) -> None:
+        self.running: set[str] = set()
+        self.ran: list[str] = []
+        self.filed: list[str] = []
+        self.release = trio.Event()
+        self.outcome: Callable[[], Outcome] = lambda: Outcome(result=reapi.ActionResult())
+
+    async def run(
+        self, action: LoadedAction, started: Callable[[reapi.ExecutedActionMetadata], None]
+    ) -> Outcome:
+        started(reapi.ExecutedActionMetadata(worker="one"))
+        self.ran.append(action.digest.hash)
+        self.running.add(action.digest.hash)
+        try:
+            await self.release.wait()
+        finally:
+            self.running.remove(action.digest.hash)
+        return self.outcome()
+
+    async def file_result(self, action: LoadedAction, _: reapi.ActionResult) -> None:
+        self.filed.append(action.digest.hash)
+
+    def start(self, nursery: trio.Nursery, scheduler: Scheduler, slots: int = 1) -> None:
+        run: Run = self.run
+        file_result: FileResult = self.file_result
+        for _ in range(slots):
+            nursery.start_soon(serve_slot, scheduler, "one", run, file_result)
+
+
+async def test_an_action_runs_and_is_filed_before_anybody_hears(nursery: trio.Nursery) -> None:
+    executor = Executor()
+    async with opened() as scheduler:
+        operation = submit(scheduler, "a")
+        assert operation.outcome is None
+        assert operation.metadata.HasField("queued_timestamp")
+        executor.start(nursery, scheduler)
+        await trio.testing.wait_all_tasks_blocked()
+        assert operation.stage is Stage.EXECUTING
+        assert operation.metadata.worker == "one"  # OPS-15
+        executor.release.set()
+        outcome = await ended(operation)
+        assert executor.filed == [operation.action.digest.hash]  # RUN-33
+        assert outcome.result is not None
+        assert outcome.result.execution_metadata.HasField("queued_timestamp")
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "cacheable"),
+    [
+        (Outcome(result=reapi.ActionResult(exit_code=1)), True),  # RUN-16
+        (Outcome(result=reapi.ActionResult(), error=Unavailable("lost")), True),  # RUN-24
+        (Outcome(result=reapi.ActionResult()), False),  # EXE-20
+    ],
+)
+async def test_what_must_not_be_served_again_is_not_filed(
+    nursery: trio.Nursery, outcome: Outcome, cacheable: bool
+) -> None:
+    executor = Executor()
+    executor.outcome = lambda: outcome
+    executor.release.set()
+    async with opened() as scheduler:
+        executor.start(nursery, scheduler)
+        await ended(submit(scheduler, "a", cacheable=cacheable))
+        assert executor.filed == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_twins_share_a_run_and_one_may_go(nursery: trio.Nursery) -> None:  # EXE-21
+    executor = Executor()
+    async with opened() as scheduler:
+        executor.start(nursery, scheduler, slots=2)
+        one, two = submit(scheduler, "a"), submit(scheduler, "a")
+        assert one.name != two.name
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(executor.running) == 1
+        scheduler.cancel(one)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(executor.running) == 1
+        executor.release.set()
+        assert (await ended(two)).error is None
+        assert isinstance((await ended(one)).error, Cancelled)
+        assert len(executor.ran) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_late_twin_knows_at_once_how_far_it_is(nursery: trio.Nursery) -> None:
+    executor = Executor()
+    async with opened() as scheduler:
+        executor.start(nursery, scheduler)
+        submit(scheduler, "a")
+        await trio.testing.wait_all_tasks_blocked()
+        late = submit(scheduler, "a")
+        assert (late.stage, late.metadata.worker) == (Stage.EXECUTING, "one")
+        nursery.cancel_scope.cancel()
+
+
+async def test_cancelling_the_last_operation_stops_the_run(nursery: trio.Nursery) -> None:  # OPS-18
+    executor = Executor()
+    async with opened() as scheduler:
+        executor.start(nursery, scheduler)
+        operation = submit(scheduler, "a")
+        await trio.testing.wait_all_tasks_blocked()
+        scheduler.cancel(operation)
+        scheduler.cancel(operation)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not executor.running
+        assert (scheduler.queued, scheduler.executing) == (0, 0)
+        executor.release.set()
+        assert (await ended(submit(scheduler, "a"))).error is None  # the slot serves on
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_nobody_waits_for_is_stopped_after_a_while(nursery: trio.Nursery) -> None:
+    executor = Executor()
+    async with opened(abandoned_after_seconds=0.0) as scheduler:
+        executor.start(nursery, scheduler)
+        operation = submit(scheduler, "a")
+        with scheduler.watching(operation):
+            with scheduler.watching(operation):
+                await trio.testing.wait_all_tasks_blocked()
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            assert executor.running
+        assert isinstance((await ended(operation)).error, Cancelled)  # OPS-08
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_watcher_who_returns_in_time_keeps_the_run_alive(nursery: trio.Nursery) -> None:
+    async with opened(abandoned_after_seconds=0.05) as scheduler:
+        operation = submit(scheduler, "a")
+        with scheduler.watching(operation):
+            pass
+        with scheduler.watching(operation):
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            assert operation.outcome is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lost_lease_is_tried_again_and_then_told() -> None:  # OPS-14
+    async with opened() as scheduler:
+        operation = submit(scheduler, "a")
+        stages = []
+        for _ in range(3):
+            async with scheduler.lease("one") as lease:
+                lease.started(reapi.ExecutedActionMetadata(worker="one"))
+            stages.append(operation.stage)
+        assert stages == [Stage.QUEUED, Stage.QUEUED, Stage.COMPLETED]
+        assert isinstance((await ended(operation)).error, Unavailable)
+
+
+async def test_a_bug_in_the_executor_costs_one_action(nursery: trio.Nursery) -> None:  # GEN-27
+    executor = Executor()
+    executor.outcome = lambda: 1 // 0  # type: ignore[assignment,return-value] # it raises
+    executor.release.set()
+    async with opened() as scheduler:
+        executor.start(nursery, scheduler)
+        outcome = await ended(submit(scheduler, "a"))
+        assert isinstance(outcome.error, InternalError)
+        assert "division" not in str(outcome.error)
+        executor.outcome = lambda: Outcome(result=reapi.ActionResult())
+        assert (await ended(submit(scheduler, "b"))).error is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_ended_operations_are_kept_up_to_a_bound(nursery: trio.Nursery) -> None:  # OPS-13
+    async with opened(max_retained=2) as scheduler:
+        action = make_action("a")
+        done = [scheduler.submit_completed(action, Outcome(cached=True)) for _ in range(4)]
+        assert scheduler.find(done[-1].name) is done[-1]  # OPS-09
+        assert scheduler.operations("team") == done[-2:]
+        assert scheduler.operations("other") == []
+        with pytest.raises(OperationNotFound):
+            scheduler.find(done[0].name)
+        nursery.cancel_scope.cancel()
+
+
+async def test_names_carry_the_instance_and_cannot_be_guessed() -> None:  # OPS-02
+    async with opened() as scheduler:
+        names = {submit(scheduler, "a").name for _ in range(100)}
+        assert len(names) == 100
+        assert all(name.startswith("team/operations/") and len(name) >= 48 for name in names)
+
+
+async def test_no_slot_and_no_action_is_lost_in_a_storm_of_cancels(
+    nursery: trio.Nursery,
+) -> None:
+    rng = random.Random(7)
+    executor = Executor()
+    executor.release.set()
+
+    async def flaky(
+        action: LoadedAction, started: Callable[[reapi.ExecutedActionMetadata], None]
+    ) -> Outcome:
+        for _ in range(rng.randrange(4)):
+            await trio.lowlevel.checkpoint()
+        return await executor.run(action, started)
+
+    async def slot(scheduler: Scheduler) -> None:
+        for _ in range(40):
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(serve_slot, scheduler, "one", flaky, executor.file_result)
+                    for _ in range(rng.randrange(12)):
+                        await trio.lowlevel.checkpoint()
+                    scope.cancel()
+
+    async def client(scheduler: Scheduler, number: int) -> None:
+        for _ in range(rng.randrange(10)):
+            await trio.lowlevel.checkpoint()
+        operation = submit(scheduler, f"a{number % 20}", cacheable=number % 3 != 0)
+        if number % 2:
+            scheduler.cancel(operation)
+        else:
+            await ended(operation)
+
+    async with opened() as scheduler:
+        async with trio.open_nursery() as clients:
+            for number in range(120):
+                clients.start_soon(client, scheduler, number)
+            async with trio.open_nursery() as slots:
+                for _ in range(3):
+                    slots.start_soon(partial(slot, scheduler))
+            executor.start(nursery, scheduler, slots=2)
+        assert (scheduler.queued, scheduler.executing) == (0, 0)
+        nursery.cancel_scope.cancel()

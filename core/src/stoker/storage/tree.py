@@ -6,11 +6,12 @@ here recurses, so that depth is bounded by memory only (GTR-11).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, TypeVarTuple
 
+import trio
 from google.protobuf.message import DecodeError
 
 from stoker.digest import Digest
@@ -24,10 +25,15 @@ MAX_INPUT_ENTRIES = 1_000_000
 # A Directory of a million files takes about 120 MB; a digest that claims more is no directory.
 _MAX_DIRECTORY_BYTES = 256 * 1024 * 1024
 # Directories of one level are read in batches, so that a wide level does not fill the memory.
-_BATCH_BYTES = 8 * 1024 * 1024
+_BATCH_BYTES = 2 * 1024 * 1024
 _BATCH_DIRECTORIES = 1_000
+# Listing or expanding an entry takes 3 µs or so; beyond this number others should not wait for it.
+_INLINE_ENTRIES = 2_000
 # Names are short but a path repeats those of all its parents: a deep chain grows quadratically.
 _MAX_PATH_CHARACTERS = 256 * 1024 * 1024
+
+Answer = TypeVar("Answer")
+Arguments = TypeVarTuple("Arguments")
 
 _TOOL_PROPERTY = "bazel_tool_input"
 _NO_NAMES = frozenset({"", ".", ".."})
@@ -68,22 +74,25 @@ async def read_input_tree(
     occur twice (EXE-26), for what does not parse, and for more than `max_entries` entries.
     The empty Directory needs no upload. Calls may overlap; cancellation leaves nothing behind.
     """
-    directories: dict[Digest, reapi.Directory] = {}
+    listings: dict[Digest, _Listing] = {}
     missing: list[Digest] = []
     entries = 0
     walk = _Walk(blobs, root)
     while (batch := await walk.read_next()) is not None:
         missing += batch.absent
-        for digest, directory in batch.found:
-            check_directory(digest, directory)
-            entries += _entry_count(directory)
-            directories[digest] = directory
+        entries += batch.entries
         if entries > max_entries:
             raise _too_many(root, max_entries)
-    missing += await _missing_files(blobs, directories)
+        listings.update(await _run(_list_all, batch.found, inline=batch.entries < _INLINE_ENTRIES))
+    missing += await _missing_files(blobs, listings)
     if missing:
         raise InputsMissing(missing)
-    return _expand(root, directories, max_entries)
+    total = _measure(root, listings)
+    if total.entries > max_entries:
+        raise _too_many(root, max_entries)
+    if total.characters > _MAX_PATH_CHARACTERS:
+        raise InvalidRequest(f"the paths of input root {root} are too long to be written out")
+    return await _run(_expand, root, listings, inline=total.entries < _INLINE_ENTRIES)
 
 
 def walk_directories(
@@ -143,6 +152,10 @@ def file_digests(digest: Digest, directory: reapi.Directory) -> list[Digest]:
 class _Batch(NamedTuple):
     found: list[tuple[Digest, reapi.Directory]]
     absent: list[Digest]
+
+    @property
+    def entries(self) -> int:
+        return sum(_entry_count(directory) for _, directory in self.found)
 
 
 class _Walk:
@@ -217,68 +230,104 @@ async def _read_directories(blobs: BlobStore, digests: list[Digest]) -> _Batch:
     return batch
 
 
-async def _missing_files(
-    blobs: BlobStore, directories: Mapping[Digest, reapi.Directory]
-) -> list[Digest]:
+class _Listing(NamedTuple):
+    """A directory that was found sound, with its digests parsed."""
+
+    files: list[tuple[str, Digest, bool, bool, int | None, int | None]]
+    """As InputFile, with names in place of paths."""
+    directories: list[tuple[str, Digest]]
+    symlinks: list[tuple[str, str]]
+
+
+class _Size(NamedTuple):
+    """How large a tree is once every path is spelt out."""
+
+    entries: int
+    characters: int
+
+
+def _list_all(found: list[tuple[Digest, reapi.Directory]]) -> dict[Digest, _Listing]:
+    return {digest: _list(digest, directory) for digest, directory in found}
+
+
+def _list(digest: Digest, directory: reapi.Directory) -> _Listing:
+    check_directory(digest, directory)
+    return _Listing(
+        [
+            (node.name, _parse_in(digest, node), node.is_executable, *_read_properties(node))
+            for node in directory.files
+        ],
+        [(node.name, _parse_in(digest, node)) for node in directory.directories],
+        [(link.name, link.target) for link in directory.symlinks],
+    )
+
+
+async def _missing_files(blobs: BlobStore, listings: Mapping[Digest, _Listing]) -> list[Digest]:
     """The files that are absent, in the order of the tree."""
     files = dict.fromkeys(
-        file
-        for digest, directory in directories.items()
-        for file in file_digests(digest, directory)
-        if file != file.function.empty
+        digest
+        for listing in listings.values()
+        for _, digest, *_ in listing.files
+        if digest != digest.function.empty
     )
     missing = await blobs.find_missing(files.keys()) if files else set()
     return [digest for digest in files if digest in missing] if missing else []
 
 
-def _expand(
-    root: Digest, directories: Mapping[Digest, reapi.Directory], max_entries: int
-) -> InputTree:
+def _measure(root: Digest, listings: Mapping[Digest, _Listing]) -> _Size:
+    """The size of the tree below `root`, without spelling it out."""
+    sizes: dict[Digest, _Size] = {}
+    waiting = [root]
+    while waiting:
+        digest = waiting[-1]
+        listing = listings[digest]
+        unknown = [below for _, below in listing.directories if below not in sizes]
+        if unknown:
+            waiting += unknown
+            continue
+        sizes[digest] = _add_up(listing, sizes)
+        waiting.pop()
+    return sizes[root]
+
+
+def _add_up(listing: _Listing, sizes: Mapping[Digest, _Size]) -> _Size:
+    names = [entry[0] for entries in listing for entry in entries]
+    entries, characters = len(names), sum(map(len, names))
+    for name, digest in listing.directories:
+        below = sizes[digest]
+        entries += below.entries
+        characters += below.characters + below.entries * (len(name) + 1)
+    return _Size(entries, characters)
+
+
+def _expand(root: Digest, listings: Mapping[Digest, _Listing]) -> InputTree:
     """Spell out every path. A directory that occurs at two places is expanded at both."""
-    files: list[tuple[str, InputFile]] = []
-    paths: list[str] = []
-    symlinks: list[tuple[str, str]] = []
-    entries = characters = 0
+    files: dict[str, InputFile] = {}
+    directories: list[str] = []
+    symlinks: dict[str, str] = {}
     waiting = [("", root)]
     while waiting:
         prefix, digest = waiting.pop()
-        directory = directories[digest]
-        entries += _entry_count(directory)
-        characters += len(prefix) * _entry_count(directory)
-        if entries > max_entries:
-            raise _too_many(root, max_entries)
-        if characters > _MAX_PATH_CHARACTERS:
-            raise InvalidRequest(f"the paths of input root {root} are too long to be written out")
-        for file in _input_files(digest, directory, prefix):
-            files.append((file.path, file))
-        for link in directory.symlinks:
-            symlinks.append((prefix + link.name, link.target))
-        for node in directory.directories:
-            paths.append(prefix + node.name)
-            waiting.append((f"{prefix}{node.name}/", _parse_in(digest, node)))
+        listing = listings[digest]
+        for name, file, is_executable, is_tool, mtime_ns, unix_mode in listing.files:
+            path = prefix + name
+            files[path] = InputFile(path, file, is_executable, is_tool, mtime_ns, unix_mode)
+        for name, target in listing.symlinks:
+            symlinks[prefix + name] = target
+        for name, below in listing.directories:
+            directories.append(prefix + name)
+            waiting.append((f"{prefix}{name}/", below))
     return InputTree(
-        files=MappingProxyType(dict(sorted(files))),
-        directories=tuple(sorted(paths)),
-        symlinks=MappingProxyType(dict(sorted(symlinks))),
+        files=MappingProxyType(dict(sorted(files.items()))),
+        directories=tuple(sorted(directories)),
+        symlinks=MappingProxyType(dict(sorted(symlinks.items()))),
     )
 
 
-def _input_files(digest: Digest, directory: reapi.Directory, prefix: str) -> Iterator[InputFile]:
-    for node in directory.files:
-        is_tool, mtime_ns, unix_mode = False, None, None
-        if node.HasField("node_properties"):
-            is_tool, mtime_ns, unix_mode = _read_properties(node.node_properties)
-        yield InputFile(
-            prefix + node.name,
-            _parse_in(digest, node),
-            node.is_executable,
-            is_tool,
-            mtime_ns,
-            unix_mode,
-        )
-
-
-def _read_properties(message: reapi.NodeProperties) -> tuple[bool, int | None, int | None]:
+def _read_properties(node: reapi.FileNode) -> tuple[bool, int | None, int | None]:
+    if not node.HasField("node_properties"):
+        return False, None, None
+    message = node.node_properties
     return (
         any(entry.name == _TOOL_PROPERTY for entry in message.properties),
         message.mtime.ToNanoseconds() if message.HasField("mtime") else None,
@@ -291,6 +340,12 @@ def _parse_in(directory: Digest, node: reapi.FileNode | reapi.DirectoryNode) -> 
         return directory.function.parse(node.digest)
     except InvalidRequest as error:
         raise InvalidRequest(f"directory {directory}: entry {node.name!r}: {error}") from error
+
+
+async def _run(
+    work: Callable[[*Arguments], Answer], *arguments: *Arguments, inline: bool
+) -> Answer:
+    return work(*arguments) if inline else await trio.to_thread.run_sync(work, *arguments)
 
 
 def _culprit(names: list[str]) -> str:

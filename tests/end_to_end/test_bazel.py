@@ -64,9 +64,17 @@ def configuration() -> str:
     return "".join([SERVER, *executing, *caching])
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running `stoker serve`."""
+
+    address: str
+    log: Path
+
+
 @contextmanager
-def open_server(folder: Path) -> Iterator[str]:
-    """Run `stoker serve` on a free port and give its address; it ends with the block."""
+def open_server(folder: Path) -> Iterator[Server]:
+    """Run `stoker serve` on a free port; it ends with the block."""
     configuration_file = folder / "stoker.toml"
     configuration_file.write_text(configuration())
     port_file, log = folder / "port", folder / "server.log"
@@ -77,7 +85,7 @@ def open_server(folder: Path) -> Iterator[str]:
         subprocess.Popen([*command, *options], cwd=folder, stdout=output, stderr=output) as server,
     ):
         try:
-            yield wait_for_address(server, port_file, log)
+            yield Server(wait_for_address(server, port_file, log), log)
         finally:
             server.terminate()
             try:
@@ -113,15 +121,23 @@ def bazel(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ba
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with open_server(tmp_path_factory.mktemp("server")) as address:
-        yield address
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with open_server(tmp_path_factory.mktemp("server")) as opened:
+        yield opened
 
 
-def remote(server: str, instance: str = "") -> list[str]:
+@pytest.fixture(autouse=True)
+def _server_log_of_this_test(server: Server) -> Iterator[None]:
+    """Put what the server logged during a test beside the test's failure."""
+    seen = len(server.log.read_text())
+    yield
+    print(server.log.read_text()[seen:])
+
+
+def remote(server: Server, instance: str = "") -> list[str]:
     return [
         "--config=remote",
-        f"--remote_executor=grpc://{server}",
+        f"--remote_executor=grpc://{server.address}",
         f"--remote_instance_name={instance}",
     ]
 
@@ -136,7 +152,7 @@ class FirstBuild:
 
 
 @pytest.fixture(scope="module")
-def first_build(bazel: Bazel, server: str) -> FirstBuild:
+def first_build(bazel: Bazel, server: Server) -> FirstBuild:
     bazel.clean()
     outcome = bazel.run("test", "//...", *remote(server))
     assert outcome.exit_code == 0, outcome.console
@@ -166,7 +182,7 @@ def test_test_logs_come_back(first_build: FirstBuild) -> None:
 
 
 def test_after_clean_everything_comes_from_the_cache(
-    bazel: Bazel, server: str, first_build: FirstBuild
+    bazel: Bazel, server: Server, first_build: FirstBuild
 ) -> None:
     bazel.clean()
     again = bazel.run("test", "//...", *remote(server))
@@ -209,7 +225,7 @@ def test_worker_actions_carry_their_properties(first_build: FirstBuild) -> None:
 
 
 def test_a_change_rebuilds_only_what_depends_on_it(
-    bazel: Bazel, server: str, first_build: FirstBuild
+    bazel: Bazel, server: Server, first_build: FirstBuild
 ) -> None:
     bazel.clean()
     page = bazel.workspace / "pages" / "worker.page"
@@ -225,35 +241,35 @@ def test_a_change_rebuilds_only_what_depends_on_it(
     assert "<p>Edited.</p>" in bazel.built("pages/book.html").read_text()
 
 
-def test_a_failing_action_shows_its_stderr(bazel: Bazel, server: str) -> None:
+def test_a_failing_action_shows_its_stderr(bazel: Bazel, server: Server) -> None:
     outcome = bazel.run("build", "//broken:failing", *remote(server, "broken"))
-    assert outcome.exit_code == 1
+    assert outcome.exit_code == 1, outcome.console
     assert "this action fails on purpose" in outcome.console
     assert "(Exit 3)" in outcome.console
 
 
-def test_a_failing_worker_action_shows_the_workers_output(bazel: Bazel, server: str) -> None:
+def test_a_failing_worker_action_shows_the_workers_output(bazel: Bazel, server: Server) -> None:
     outcome = bazel.run("build", "//broken:page", *remote(server, "broken"))
-    assert outcome.exit_code == 1
+    assert outcome.exit_code == 1, outcome.console
     assert "broken/broken.page:5: not an entry of a list: three" in outcome.console
 
 
-def test_a_failing_test_shows_its_log(bazel: Bazel, server: str) -> None:
+def test_a_failing_test_shows_its_log(bazel: Bazel, server: Server) -> None:
     outcome = bazel.run("test", "//broken:failing_test", *remote(server, "broken"))
-    assert outcome.exit_code == 3
+    assert outcome.exit_code == 3, outcome.console
     assert "FAILED in" in outcome.console
     assert "this test fails on purpose" in bazel.test_log("broken/failing_test")
 
 
-def test_a_test_that_never_ends_times_out_with_its_log(bazel: Bazel, server: str) -> None:
+def test_a_test_that_never_ends_times_out_with_its_log(bazel: Bazel, server: Server) -> None:
     arguments = ["--test_timeout=3", *remote(server, "broken")]
     outcome = bazel.run("test", "//broken:endless_test", *arguments)
-    assert outcome.exit_code == 3
+    assert outcome.exit_code == 3, outcome.console
     assert "TIMEOUT in" in outcome.console
     assert "this test never ends" in bazel.test_log("broken/endless_test")
 
 
-def test_a_build_can_leave_its_outputs_on_the_server(bazel: Bazel, server: str) -> None:
+def test_a_build_can_leave_its_outputs_on_the_server(bazel: Bazel, server: Server) -> None:
     bazel.clean()
     arguments = ["--remote_download_minimal", *remote(server, "minimal")]
     outcome = bazel.run("build", "//...", *arguments)
@@ -262,7 +278,7 @@ def test_a_build_can_leave_its_outputs_on_the_server(bazel: Bazel, server: str) 
     assert not bazel.built("text/whole.txt").exists()
 
 
-def test_an_instance_name_may_have_slashes(bazel: Bazel, server: str) -> None:
+def test_an_instance_name_may_have_slashes(bazel: Bazel, server: Server) -> None:
     bazel.clean()
     outcome = bazel.run("build", "//text/...", *remote(server, "team/a"))
     assert outcome.exit_code == 0, outcome.console
@@ -270,16 +286,16 @@ def test_an_instance_name_may_have_slashes(bazel: Bazel, server: str) -> None:
     assert bazel.built("text/greeting.txt").read_text() == "Built, not downloaded.\n"
 
 
-def test_an_unknown_instance_name_is_refused(bazel: Bazel, server: str) -> None:
+def test_an_unknown_instance_name_is_refused(bazel: Bazel, server: Server) -> None:
     outcome = bazel.run("build", "//text/...", *remote(server, "nobody"))
-    assert outcome.exit_code != 0
+    assert outcome.exit_code != 0, outcome.console
     assert "nobody" in outcome.console
 
 
-def test_local_builds_share_the_cache(bazel: Bazel, server: str) -> None:
+def test_local_builds_share_the_cache(bazel: Bazel, server: Server) -> None:
     arguments = [
         "--config=cache",
-        f"--remote_cache=grpc://{server}",
+        f"--remote_cache=grpc://{server.address}",
         "--remote_instance_name=cache",
     ]
     bazel.clean()

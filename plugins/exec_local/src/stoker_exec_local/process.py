@@ -32,10 +32,15 @@ class LocalProcess(spi.Process):
         """See :class:`stoker.spi.Process`."""
         async with self._exit_lock:
             if self._exit is None:
-                await trio.lowlevel.wait_readable(self._pidfd)
-                # Not reaped here: until the tree is dead, the number must stay taken.
-                self._exit = _read_exit(self._process.pid)
+                self._exit = await self._wait_for_exit()
         return self._exit
+
+    async def _wait_for_exit(self) -> spi.Exit:
+        # Readiness is a hint: while a child of another thread still holds a closed descriptor,
+        # epoll may report it under a number that is this process's by now.
+        while (exit_ := _read_exit(self._process.pid)) is None:
+            await trio.lowlevel.wait_readable(self._pidfd)
+        return exit_
 
     def terminate(self) -> None:
         """See :class:`stoker.spi.Process`."""
@@ -70,10 +75,14 @@ class LocalProcess(spi.Process):
                 await trio.aclose_forcefully(stream)
 
 
-def _read_exit(pid: int) -> spi.Exit:
-    """How the ended child `pid` ended, leaving it to be reaped (RUN-15)."""
-    status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    assert status is not None, "the child has ended"
+def _read_exit(pid: int) -> spi.Exit | None:
+    """How the child `pid` ended (RUN-15), None while it has not.
+
+    The child is not reaped: until its tree is dead, its number must stay taken.
+    """
+    status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    if status is None:
+        return None
     if status.si_code == os.CLD_EXITED:
         return spi.Exit(status.si_status & 0xFF)
     return spi.Exit(128 + status.si_status, status.si_status)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from stoker.action import LoadedAction, Outcome, load_action
 from stoker.digest import SHA256, Digest
 from stoker.execution.executor import ExecutionSettings, Executor, open_executor
+from stoker.execution.on_worker import Workers
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import ExecutionStrategy, ProcessSpec, Sandbox
 from stoker.storage.memory import MemoryBlobStore
@@ -136,6 +137,11 @@ def strategy() -> ExecutionStrategy:
     return LocalStrategy()
 
 
+@pytest.fixture(name="open_rig")
+def open_rig_fixture() -> Callable[..., AbstractAsyncContextManager[Rig]]:
+    return open_rig
+
+
 @pytest.fixture
 async def rig(cas: Cas, strategy: ExecutionStrategy, tmp_path: Path) -> AsyncIterator[Rig]:
     async with open_rig(cas, strategy, tmp_path / "executor") as opened:
@@ -148,12 +154,14 @@ async def open_rig(
     strategy: ExecutionStrategy,
     folder: Path,
     settings: ExecutionSettings | None = None,
+    workers: Workers | None = None,
 ) -> AsyncIterator[Rig]:
     async with open_executor(
         name="executor-1",
         blobs=cas.blobs,
         strategy=strategy,
         sandbox=NoSandbox(),
+        workers=workers,
         folder=folder,
         settings=settings or ExecutionSettings(termination_grace_seconds=0.5),
     ) as executor:

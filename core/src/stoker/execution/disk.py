@@ -10,29 +10,44 @@ from typing import TypeVar
 
 import trio
 
-from stoker.errors import InvalidRequest, Unavailable
+from stoker.errors import InvalidRequest, StokerError, Unavailable
 
 Result = TypeVar("Result")
 
+# No disk would take these.
 _FAULTS_OF_THE_REQUEST = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ, errno.EINVAL})
+
+_LONGEST_SHOWN_PATH = 200
 
 
 @contextmanager
-def disk_errors(doing: str) -> Iterator[None]:
-    """Raise OSError as Unavailable, or InvalidRequest if any disk would have refused (RUN-24)."""
+def disk_errors(doing: str, fault: type[StokerError] = InvalidRequest) -> Iterator[None]:
+    """Raise OSError as Unavailable (RUN-24), or as `fault` where any disk would have refused."""
     try:
         yield
     except OSError as error:
-        where = f" {error.filename!r}" if error.filename is not None else ""
+        where = f" {_shown(error.filename)}" if error.filename is not None else ""
         sentence = f"{doing}{where} failed: {error.strerror}"
-        if error.errno in _FAULTS_OF_THE_REQUEST:
-            raise InvalidRequest(sentence) from error
-        raise Unavailable(sentence) from error
+        raise _kind(error, fault)(sentence) from error
 
 
-async def on_disk(doing: str, work: Callable[[], Result]) -> Result:
-    """Call `work` in a thread. Cancellation waits for its end, so that nothing goes on unseen."""
-    with disk_errors(doing):
+def _kind(error: OSError, fault: type[StokerError]) -> type[StokerError]:
+    return fault if error.errno in _FAULTS_OF_THE_REQUEST else Unavailable
+
+
+def _shown(path: object) -> str:
+    text = repr(path)
+    return text if len(text) <= _LONGEST_SHOWN_PATH else f"{text[:_LONGEST_SHOWN_PATH]}…"
+
+
+async def on_disk(
+    doing: str, work: Callable[[], Result], fault: type[StokerError] = InvalidRequest
+) -> Result:
+    """Call `work` in a thread, with `disk_errors`.
+
+    Cancellation waits for the end of `work`, so that nothing goes on unseen.
+    """
+    with disk_errors(doing, fault):
         return await trio.to_thread.run_sync(work)
 
 

@@ -13,11 +13,13 @@ from stoker import spi
 from stoker.action import LoadedAction, Outcome
 from stoker.errors import InvalidRequest
 from stoker.execution.action_folders import Workplace, lock_folder
+from stoker.execution.on_worker import OnWorker, Workers
 from stoker.execution.one_shot import OneShot
 from stoker.execution.outputs import check_node_properties
 from stoker.execution.run import Run, Started
 from stoker.execution.stages import Stages
 from stoker.storage.tree import read_input_tree
+from stoker.workers.plan import WorkerPlan, plan_worker
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -53,11 +55,13 @@ class Executor:
         name: str,
         blobs: spi.BlobStore,
         one_shot: OneShot,
+        on_worker: OnWorker | None,
         settings: ExecutionSettings,
     ) -> None:
         self.name = name
         self._blobs = blobs
         self._one_shot = one_shot
+        self._on_worker = on_worker
         self._settings = settings
 
     async def run(self, action: LoadedAction, started: Started) -> Outcome:
@@ -77,7 +81,16 @@ class Executor:
         run = Run(
             action=action, tree=tree, limit_seconds=limit_seconds, started=started, stages=stages
         )
-        return await self._one_shot.run(run)
+        return await self._run_on_worker(run) or await self._one_shot.run(run)
+
+    async def _run_on_worker(self, run: Run) -> Outcome | None:
+        protocols = self._on_worker.protocols if self._on_worker else ()
+        plan = plan_worker(run.action, run.tree, protocols)
+        if isinstance(plan, WorkerPlan) and self._on_worker:
+            return await self._on_worker.run(run, plan)
+        if isinstance(plan, str):
+            run.without_worker(plan)
+        return None
 
 
 @asynccontextmanager
@@ -87,11 +100,14 @@ async def open_executor(
     blobs: spi.BlobStore,
     strategy: spi.ExecutionStrategy,
     sandbox: spi.Sandbox,
+    workers: Workers | None,
     folder: Path,
     settings: ExecutionSettings,
 ) -> AsyncIterator[Executor]:
     """An executor that works below `folder`, which is swept first.
 
+    Without `workers`, actions that ask for a persistent worker are run as any other. Their pool is
+    the caller's to open and close, in another folder.
     Raises ConfigurationError if another executor, of whatever process, uses the folder.
     """
     with lock_folder(folder):
@@ -105,4 +121,10 @@ async def open_executor(
             workplace=workplace,
             grace_seconds=settings.termination_grace_seconds,
         )
-        yield Executor(name=name, blobs=blobs, one_shot=one_shot, settings=settings)
+        yield Executor(
+            name=name,
+            blobs=blobs,
+            one_shot=one_shot,
+            on_worker=None if workers is None else OnWorker(name, blobs, workers),
+            settings=settings,
+        )

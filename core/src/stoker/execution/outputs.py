@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import trio
+
 from stoker.digest import Digest
-from stoker.errors import InvalidRequest
+from stoker.errors import FailedPrecondition, InvalidRequest
 from stoker.execution.disk import on_disk
 from stoker.execution.output_survey import Folder, Node, Survey, survey_outputs
 from stoker.execution.uploads import LocalFile, Uploads
@@ -49,12 +51,13 @@ async def collect_outputs(root: Path, command: reapi.Command, uploads: Uploads) 
     Nothing is sent: that is `uploads.publish`. Only permissions that forbid reading are changed.
     Raises FailedPrecondition for what cannot be an output, Unavailable if the disk fails.
     """
-    doing = "collecting outputs:"
-    survey = await on_disk(doing, partial(survey_outputs, os.fspath(root), command))
+    look = partial(survey_outputs, os.fspath(root), command)
+    survey = await on_disk("looking for outputs:", look, FailedPrecondition)
     files = {node.location: node.status.st_size for node in survey.all_files()}
     digests = await uploads.add_files(LocalFile(*item) for item in files.items())
     description = _Description(command, digests, uploads)
-    result = await on_disk(doing, partial(description.result, survey))
+    # In a thread, as a large directory takes a while to write down.
+    result = await trio.to_thread.run_sync(description.result, survey)
     return Collected(result, tuple(survey.skipped))
 
 

@@ -47,6 +47,11 @@ class Run:
         self.stages.mark("execution_start")
         self.started(self.stages.so_far())
 
+    def without_worker(self, reason: str) -> None:
+        """The action asked for a persistent worker and is run without: say why."""
+        self.messages.append(f"run without a persistent worker: {reason}")
+        self.stages.note({"one_shot_reason": reason})
+
 
 class Ending(NamedTuple):
     """How the command ended, and what it said."""
@@ -72,14 +77,18 @@ async def conclude(run: Run, ending: Ending, root: Path | None, blobs: BlobStore
             error = error or unfit
     stdout = await _store_stream(ending.stdout, uploads)
     stderr = await _store_stream(ending.stderr, uploads)
-    await uploads.publish()
-    run.stages.mark("output_upload_completed")
-    result.exit_code = ending.exit_code
     # RUN-14: an empty stream has no digest.
     if stdout is not None:
         result.stdout_digest.CopyFrom(stdout.to_proto())
     if stderr is not None:
         result.stderr_digest.CopyFrom(stderr.to_proto())
+    try:
+        await uploads.publish()
+    except FailedPrecondition as changed:
+        # Nothing may be named that is perhaps not in the store.
+        result, error = reapi.ActionResult(), error or changed
+    run.stages.mark("output_upload_completed")
+    result.exit_code = ending.exit_code
     result.execution_metadata.CopyFrom(run.stages.complete())
     return Outcome(result=result, error=error, message="\n".join(run.messages))
 

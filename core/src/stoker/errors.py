@@ -128,7 +128,8 @@ class TimedOut(StokerError):
     def __init__(self, limit_seconds: float, executor: str) -> None:
         self.limit_seconds = limit_seconds
         super().__init__(
-            f"the action was stopped after its timeout of {limit_seconds:g} s on executor {executor}"
+            f"the action was stopped after its timeout of {limit_seconds:g} s "
+            f"on executor {executor}"
         )
 
 

@@ -1,0 +1,60 @@
+"""The command line: one file a command.
+
+Errors are sentences on stderr, with exit code 1 (2 for wrong usage), never a traceback: a
+traceback means a bug.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from stoker import __version__
+from stoker.errors import ConfigurationError, StokerError
+from stoker.rpc import RpcError
+
+COMMANDS = ("serve", "init", "check", "config", "plugins", "run", "cas")
+
+
+class _Commands(click.Group):
+    """Imports a command when it is named: `stoker run` need not wait for the server's imports."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, _: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"stoker.cli.{name}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="stoker")
+def commands() -> None:
+    """A remote build execution server that keeps compilers hot."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit with its code."""
+    try:
+        code = commands.main(arguments, prog_name="stoker", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            click.echo(f"Error: {problem}", err=True)
+        sys.exit(1)
+    except (StokerError, RpcError, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,338 @@
+"""The composition root: a configuration and what is installed become a running server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import structlog
+import trio
+
+from stoker.action import LoadedAction
+from stoker.config import SERVICE_TABLES, Configuration, ExecutorTable, InstanceTable, ServiceName
+from stoker.errors import ConfigurationError, StokerError
+from stoker.execution.executor import Executor, open_executor
+from stoker.execution.input_root import InputRoot
+from stoker.frontend.action_cache import ActionCacheService
+from stoker.frontend.bytestream import ByteStreamService
+from stoker.frontend.capabilities import CapabilitiesService
+from stoker.frontend.cas import CasService
+from stoker.frontend.execution import ExecutionService
+from stoker.frontend.instances import Instance, Instances
+from stoker.frontend.operations import OperationsService
+from stoker.frontend.status import translate
+from stoker.plugins import Catalogue
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.rpc import Server, TlsCredentials
+from stoker.rpc.health import SERVICE_NAME as HEALTH
+from stoker.rpc.health import Health
+from stoker.rpc.reflection import reflection_services
+from stoker.scheduler.matching import Offer
+from stoker.scheduler.scheduler import Scheduler, open_scheduler
+from stoker.scheduler.slots import serve_slot
+from stoker.spi import (
+    ActionCache,
+    BlobStore,
+    Context,
+    ExecutionStrategy,
+    Sandbox,
+    WorkerProtocol,
+)
+from stoker.storage.completeness import CompleteActionCache
+from stoker.storage.verifying import VerifyingBlobStore
+from stoker.tables import references
+from stoker.workers.pool import open_worker_pool
+
+log = structlog.get_logger(__name__)
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""What a request may weigh. The batch limit that is advertised counts the bytes of blobs alone;
+the digests beside many tiny ones weigh several times as much (GEN-14)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that serves."""
+
+    addresses: tuple[str, ...]
+    """Where it listens, with the ports that were chosen where the configuration said 0."""
+    scheduler: Scheduler
+    health: Health
+
+
+class Services:
+    """Every opened service, by its sort of table and its name."""
+
+    def __init__(self, opened: Mapping[str, Mapping[str, object]]) -> None:
+        self._opened = opened
+        self._verifying = {
+            name: VerifyingBlobStore(cast("BlobStore", store))
+            for name, store in opened["blob_stores"].items()
+        }
+
+    def blob_store(self, name: str) -> BlobStore:
+        """The store of this name, which verifies what is written to it."""
+        return self._verifying[name]
+
+    def action_cache(self, table: InstanceTable) -> ActionCache:
+        """The instance's cache, which serves whole results only."""
+        cache = cast("ActionCache", self._opened["action_caches"][table.action_cache])
+        return CompleteActionCache(cache, self.blob_store(table.blob_store))
+
+    def strategy(self, name: str) -> ExecutionStrategy:
+        return cast("ExecutionStrategy", self._opened["strategies"][name])
+
+    def sandbox(self, name: str) -> Sandbox:
+        return cast("Sandbox", self._opened["sandboxes"][name])
+
+    def worker_protocols(self, names: tuple[str, ...] | None) -> dict[str, WorkerProtocol]:
+        """Those of these names; all for None."""
+        protocols = cast("Mapping[str, WorkerProtocol]", self._opened["worker_protocols"])
+        return {name: protocols[name] for name in (protocols if names is None else names)}
+
+
+@asynccontextmanager
+async def open_services(
+    configuration: Configuration, catalogue: Catalogue
+) -> AsyncIterator[Services]:
+    """Open every service of the configuration, those that others name first.
+
+    Raises ConfigurationError naming the table of one that cannot be opened.
+    """
+    opened = _no_services()
+    async with AsyncExitStack() as stack:
+        for name in configuration.services:
+            await _open_service(name, configuration, catalogue, opened, stack)
+        yield Services(opened)
+
+
+def _no_services() -> dict[str, dict[str, object]]:
+    return {table: {} for table in SERVICE_TABLES}
+
+
+async def _open_service(
+    name: ServiceName,
+    configuration: Configuration,
+    catalogue: Catalogue,
+    opened: dict[str, dict[str, object]],
+    stack: AsyncExitStack,
+) -> None:
+    kind, settings = configuration.services[name]
+    provider = catalogue.kinds(name.table)[kind].provider
+    context = Context(name.name, configuration.folder, opened)
+    with _naming(name):
+        opened[name.table][name.name] = await stack.enter_async_context(
+            provider.open(settings, context)
+        )
+
+
+@contextmanager
+def _naming(name: ServiceName) -> Iterator[None]:
+    """Adds the name of a table to whatever goes wrong while it is opened."""
+    try:
+        yield
+    except (StokerError, OSError) as error:
+        raise ConfigurationError([f"{name} cannot be opened: {error}"]) from error
+
+
+async def try_services(
+    configuration: Configuration, catalogue: Catalogue
+) -> list[tuple[ServiceName, str | None]]:
+    """Open every service once; returns each with what is wrong with it, or None."""
+    outcomes: dict[ServiceName, str | None] = {}
+    opened = _no_services()
+    async with AsyncExitStack() as stack:
+        for name, (_, settings) in configuration.services.items():
+            needed = [ServiceName(table, other) for _, table, other in references(settings)]
+            if failed := next((other for other in needed if outcomes[other]), None):
+                outcomes[name] = f"{name} needs {failed}, which cannot be opened"
+                continue
+            try:
+                await _open_service(name, configuration, catalogue, opened, stack)
+                outcomes[name] = None
+            except ConfigurationError as error:
+                outcomes[name] = str(error)
+    return [*outcomes.items()]
+
+
+@asynccontextmanager
+async def open_server(
+    configuration: Configuration, catalogue: Catalogue
+) -> AsyncIterator[RunningServer]:
+    """Open everything, listen, and serve until the context is left; then drain and close.
+
+    Raises ConfigurationError for what cannot be opened or listened on.
+    """
+    async with AsyncExitStack() as stack:
+        services = await stack.enter_async_context(open_services(configuration, catalogue))
+        scheduler = await stack.enter_async_context(
+            open_scheduler(_offers(configuration.executors), configuration.scheduler)
+        )
+        instances = [
+            _instance(name, table, configuration, services)
+            for name, table in configuration.instances.items()
+        ]
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        for name in _used_executors(configuration):
+            executor = await stack.enter_async_context(
+                _open_executor(name, configuration, services)
+            )
+            _start_slots(nursery, executor, configuration.executors[name], scheduler, instances)
+        health = Health()
+        server = _rpc_server(Instances(instances), scheduler, health)
+        addresses = tuple(_listen(server, configuration))
+        await nursery.start(server.serve)
+        for name in ("", *_SERVED):
+            health.set_serving(name, serving=True)
+        try:
+            yield RunningServer(addresses, scheduler, health)
+        finally:
+            health.set_serving("", serving=False)
+            await server.stop(configuration.server.drain_seconds)
+
+
+def _used_executors(configuration: Configuration) -> list[str]:
+    """Executors that no instance names are not opened: they could never get an action."""
+    used = {name for table in configuration.instances.values() for name in table.executors}
+    for name in configuration.executors.keys() - used:
+        log.warning("executor is not used by any instance", executor=name)
+    return [name for name in configuration.executors if name in used]
+
+
+def _offers(executors: Mapping[str, ExecutorTable]) -> dict[str, Offer]:
+    return {
+        name: {
+            key: (value,) if isinstance(value, str) else value
+            for key, value in table.properties.items()
+        }
+        for name, table in executors.items()
+    }
+
+
+def _instance(
+    name: str, table: InstanceTable, configuration: Configuration, services: Services
+) -> Instance:
+    limits = [configuration.executors[executor].limits for executor in table.executors]
+    return Instance(
+        name=name,
+        blobs=services.blob_store(table.blob_store),
+        actions=services.action_cache(table),
+        executors=table.executors,
+        max_timeout_seconds=max((limit.maximum_timeout_seconds for limit in limits), default=0.0),
+        client_updates=table.client_updates,
+    )
+
+
+@asynccontextmanager
+async def _open_executor(
+    name: str, configuration: Configuration, services: Services
+) -> AsyncIterator[Executor]:
+    table = configuration.executors[name]
+    store = next(i.blob_store for i in configuration.instances.values() if name in i.executors)
+    blobs = services.blob_store(store)
+    folder = configuration.path(configuration.server.state_directory) / "executors" / name
+    strategy, sandbox = services.strategy(table.strategy), services.sandbox(table.sandbox)
+    async with (
+        open_worker_pool(
+            strategy=strategy,
+            sandbox=sandbox,
+            protocols=services.worker_protocols(table.worker_protocols),
+            folder=folder / "workers",
+            open_root=partial(InputRoot, blobs=blobs),
+            settings=table.workers,
+        ) as workers,
+        open_executor(
+            name=name,
+            blobs=blobs,
+            strategy=strategy,
+            sandbox=sandbox,
+            workers=workers,
+            folder=folder,
+            settings=table.limits,
+        ) as executor,
+    ):
+        yield executor
+
+
+def _start_slots(
+    nursery: trio.Nursery,
+    executor: Executor,
+    table: ExecutorTable,
+    scheduler: Scheduler,
+    instances: list[Instance],
+) -> None:
+    caches = {instance.name: instance for instance in instances}
+
+    async def file_result(action: LoadedAction, result: reapi.ActionResult) -> None:
+        instance = caches[action.namespace]
+        await instance.actions.update(instance.action_key(action.digest), result)
+
+    for _ in range(table.slots):
+        nursery.start_soon(serve_slot, scheduler, executor.name, executor.run, file_result)
+
+
+_REAPI = "build.bazel.remote.execution.v2"
+_SERVED = (
+    f"{_REAPI}.Capabilities",
+    f"{_REAPI}.ContentAddressableStorage",
+    f"{_REAPI}.ActionCache",
+    f"{_REAPI}.Execution",
+    "google.bytestream.ByteStream",
+    "google.longrunning.Operations",
+)
+
+
+def _rpc_server(instances: Instances, scheduler: Scheduler, health: Health) -> Server:
+    return Server(
+        [
+            CapabilitiesService(instances).service(),
+            CasService(instances).service(),
+            ByteStreamService(instances).service(),
+            ActionCacheService(instances).service(),
+            ExecutionService(instances, scheduler).service(),
+            OperationsService(instances, scheduler).service(),
+            health.service,
+            *reflection_services([*_SERVED, HEALTH]),
+        ],
+        translate_error=translate,
+        max_receive_message_bytes=MAX_MESSAGE_BYTES,
+    )
+
+
+def _listen(server: Server, configuration: Configuration) -> list[str]:
+    credentials = _tls(configuration)
+    addresses = []
+    for address in configuration.server.listen:
+        try:
+            port = server.add_listener(address, credentials)
+        except OSError as error:
+            raise ConfigurationError([f"[server] listen: {error}"]) from error
+        unix = address.startswith("unix:")
+        addresses.append(address if unix else f"{address.rpartition(':')[0]}:{port}")
+    return addresses
+
+
+def _tls(configuration: Configuration) -> TlsCredentials | None:
+    server = configuration.server
+    if server.tls_certificate is None or server.tls_key is None:
+        return None
+    authority = server.tls_client_ca
+    return TlsCredentials(
+        certificate_chain=_pem("tls_certificate", configuration.path(server.tls_certificate)),
+        private_key=_pem("tls_key", configuration.path(server.tls_key)),
+        client_ca=_pem("tls_client_ca", configuration.path(authority)) if authority else None,
+    )
+
+
+def _pem(key: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            [f"[server] {key}: cannot read {path}: {error.strerror}"]
+        ) from error

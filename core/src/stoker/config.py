@@ -1,0 +1,397 @@
+"""The configuration: one TOML file to frozen structs.
+
+Everything that can be known without opening anything is checked here, all of it at once.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+
+from stoker.errors import ConfigurationError, InvalidRequest
+from stoker.execution.executor import ExecutionSettings
+from stoker.frontend.instances import check_instance_name
+from stoker.plugins import NOUNS, SUPPLIERS, Catalogue
+from stoker.scheduler.scheduler import SchedulerSettings
+from stoker.spi import ActionCacheName, BlobStoreName, Settings
+from stoker.tables import convert_table, nearest, references
+from stoker.workers.pool import WorkerSettings
+
+StrategyName = Annotated[str, msgspec.Meta(extra={"refers_to": "strategies"})]
+SandboxName = Annotated[str, msgspec.Meta(extra={"refers_to": "sandboxes"})]
+ProtocolName = Annotated[str, msgspec.Meta(extra={"refers_to": "worker_protocols"})]
+ExecutorName = Annotated[str, msgspec.Meta(extra={"refers_to": "executors"})]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+SERVICE_TABLES = tuple(NOUNS)
+
+
+class ServerTable(Settings, frozen=True):
+    """``[server]``."""
+
+    listen: tuple[str, ...] = ("127.0.0.1:8980",)
+    """Addresses as host:port, or unix:/path."""
+    insecure: bool = False
+    """Listen on addresses that other machines reach, without TLS: anybody there may then run
+    programs here."""
+    tls_certificate: str | None = None
+    """PEM file of the certificate chain."""
+    tls_key: str | None = None
+    """PEM file of its private key."""
+    tls_client_ca: str | None = None
+    """PEM file of the authorities whose clients are let in; others are turned away."""
+    drain_seconds: Seconds = 20.0
+    """How long a server that is told to stop lets calls end by themselves."""
+    state_directory: str = "stoker-state"
+    """Where executors lay out input roots."""
+
+
+class LogTable(Settings, frozen=True):
+    """``[log]``."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "text", "json"] = "auto"
+    """auto: text on a terminal, JSON lines otherwise."""
+
+
+class ExecutorTable(Settings, frozen=True):
+    """``[executors.NAME]``."""
+
+    strategy: StrategyName
+    sandbox: SandboxName = "none"
+    slots: PositiveInt = os.cpu_count() or 1
+    """How many actions it runs at once."""
+    properties: dict[str, str | tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """What it offers to the platform that actions ask for; ``*`` as a value satisfies any."""
+    worker_protocols: tuple[ProtocolName, ...] | None = None
+    """How it speaks to persistent workers; unset for all that are installed, empty for never."""
+    limits: ExecutionSettings = ExecutionSettings()
+    workers: WorkerSettings = WorkerSettings()
+
+
+class InstanceTable(Settings, frozen=True):
+    """``[instances.NAME]``; the name is the one that clients give, often empty."""
+
+    blob_store: BlobStoreName
+    action_cache: ActionCacheName
+    executors: tuple[ExecutorName, ...] = ()
+    """Where its actions run; empty for an instance that only caches."""
+    client_updates: bool = True
+    """Whether clients may write action results, or executors only."""
+
+
+class Service(NamedTuple):
+    """A table of a service: its kind, and the settings that its provider takes."""
+
+    kind: str
+    settings: Settings
+
+
+class ServiceName(NamedTuple):
+    """A service, by its sort of table and its name."""
+
+    table: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"[{self.table}.{self.name}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """All of it."""
+
+    server: ServerTable
+    log: LogTable
+    scheduler: SchedulerSettings
+    services: dict[ServiceName, Service]
+    """In an order in which each comes after those that it names."""
+    executors: dict[str, ExecutorTable]
+    instances: dict[str, InstanceTable]
+    folder: Path
+    """Where relative paths begin."""
+
+    def path(self, text: str) -> Path:
+        """The path that a setting means."""
+        return self.folder / Path(text).expanduser()
+
+
+def default_document(state: Path, *, local_execution: bool) -> dict[str, Any]:
+    """What the server does without a TOML file: cache on disk and, if told so, run actions here."""
+    document: dict[str, Any] = {
+        "server": {"state_directory": str(state)},
+        "blob_stores": {"main": {"kind": "disk", "path": str(state / "cas")}},
+        "action_caches": {"main": {"kind": "disk", "path": str(state / "actions")}},
+        "instances": {"": {"blob_store": "main", "action_cache": "main"}},
+    }
+    if local_execution:
+        document["executors"] = {"local": {"strategy": "local", "properties": _this_machine()}}
+        document["instances"][""]["executors"] = ["local"]
+    return document
+
+
+def _this_machine() -> dict[str, str]:
+    names = {"x86_64": "x86-64", "aarch64": "arm-a64"}
+    machine = os.uname().machine
+    return {"OSFamily": "linux", "ISA": names.get(machine, machine)}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The document in a TOML file. Raises ConfigurationError naming the file, and the place."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError([f"cannot read {path}: {error.strerror}"]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError([f"{path} is not TOML: {error}"]) from error
+
+
+def check_document(
+    document: Mapping[str, Any], folder: Path, catalogue: Catalogue
+) -> Configuration:
+    """`document` as a configuration. Raises ConfigurationError with all that is wrong with it."""
+    return _Check(document, folder, catalogue).configuration()
+
+
+class _Check:
+    """One pass over a document, which collects problems and keeps what is sound."""
+
+    _TABLES = ("server", "log", "scheduler", *SERVICE_TABLES, "executors", "instances")
+
+    def __init__(self, document: Mapping[str, Any], folder: Path, catalogue: Catalogue) -> None:
+        self._document = document
+        self._folder = folder
+        self._catalogue = catalogue
+        self._problems: list[str] = []
+        self._services: dict[ServiceName, Service] = {}
+
+    def configuration(self) -> Configuration:
+        for name in self._document:
+            if name not in self._TABLES:
+                self._problems.append(f"there is no table [{name}]{nearest(name, self._TABLES)}")
+        server = self._table("server", ServerTable)
+        log = self._table("log", LogTable)
+        scheduler = self._table("scheduler", SchedulerSettings)
+        self._read_services()
+        executors = dict(self._named("executors", ExecutorTable))
+        instances = dict(self._named("instances", InstanceTable))
+        if server:
+            self._check_listeners(server)
+        self._check_references(executors, instances)
+        self._check_instances(executors, instances)
+        services = self._ordered()
+        if self._problems:
+            raise ConfigurationError(self._problems)
+        assert server
+        assert log
+        assert scheduler
+        return Configuration(
+            server=server,
+            log=log,
+            scheduler=scheduler,
+            services=services,
+            executors=executors,
+            instances=instances,
+            folder=self._folder,
+        )
+
+    def _table(self, name: str, struct: type[Any]) -> Any:
+        return convert_table(name, self._document.get(name, {}), struct, self._problems)
+
+    def _entries(self, table: str) -> Iterator[tuple[str, object]]:
+        entries = self._document.get(table, {})
+        if isinstance(entries, Mapping):
+            yield from entries.items()
+        else:
+            self._problems.append(f"[{table}] must hold tables, as [{table}.NAME]")
+
+    def _named(self, table: str, struct: type[Any]) -> Iterator[tuple[str, Any]]:
+        for name, raw in self._entries(table):
+            settings = convert_table(f"{table}.{_quoted(name)}", raw, struct, self._problems)
+            if settings is not None:
+                yield name, settings
+
+    # --- services
+
+    def _read_services(self) -> None:
+        for table in SERVICE_TABLES:
+            for name, raw in self._entries(table):
+                self._read_service(ServiceName(table, name), raw)
+
+    def _read_service(self, name: ServiceName, raw: object) -> None:
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("kind"), str):
+            self._problems.append(f"{name} needs the key 'kind' (a string)")
+            return
+        kind = self._catalogue.kinds(name.table).get(raw["kind"])
+        if kind is None:
+            self._problems.append(f"{name} kind: {self._unknown_kind(name.table, raw['kind'])}")
+            return
+        rest = {key: value for key, value in raw.items() if key != "kind"}
+        table = f"{name.table}.{_quoted(name.name)}"
+        settings = convert_table(table, rest, kind.provider.settings, self._problems)
+        if settings is not None:
+            self._services[name] = Service(kind.name, settings)
+
+    def _unknown_kind(self, table: str, kind: str) -> str:
+        installed = self._catalogue.kinds(table)
+        known = {name: package for (where, name), package in SUPPLIERS.items() if where == table}
+        message = f"no {NOUNS[table]} of kind {kind!r} is installed"
+        if package := known.get(kind):
+            return f"{message}; the package {package} supplies it"
+        hint = nearest(kind, {*installed, *known})
+        absent = [f"{name!r} comes with {known[name]}" for name in sorted({*known} - {*installed})]
+        return f"{message}{hint}{''.join(f' ({note})' for note in absent)}"
+
+    # --- references
+
+    def _check_references(
+        self, executors: Mapping[str, ExecutorTable], instances: Mapping[str, InstanceTable]
+    ) -> None:
+        for name, service in tuple(self._services.items()):
+            self._check_names(str(name), service.settings)
+        for executor, settings in executors.items():
+            self._check_names(f"[executors.{_quoted(executor)}]", settings)
+            if settings.worker_protocols is None:
+                for protocol in self._catalogue.kinds("worker_protocols"):
+                    self._exists("worker_protocols", protocol)
+        for instance, table in instances.items():
+            self._check_names(f"[instances.{_quoted(instance)}]", table)
+
+    def _check_names(self, owner: str, settings: Settings) -> None:
+        for key, table, name in references(settings):
+            if not self._exists(table, name):
+                declared = [*self._document.get(table, {})]
+                self._problems.append(
+                    f"{owner} {key}: there is no [{table}.{_quoted(name)}]"
+                    f"{self._other_names(table, name, declared)}"
+                )
+
+    def _other_names(self, table: str, name: str, declared: list[str]) -> str:
+        if table in SERVICE_TABLES and not declared:
+            return f", and {self._unknown_kind(table, name)}"
+        return nearest(name, declared)
+
+    def _exists(self, table: str, name: str) -> bool:
+        """Whether a table is there. An installed kind that needs no settings needs no table."""
+        if name in self._document.get(table, {}):
+            return True
+        if table not in SERVICE_TABLES or name not in self._catalogue.kinds(table):
+            return False
+        provider = self._catalogue.kinds(table)[name].provider
+        if any(field.required for field in msgspec.structs.fields(provider.settings)):
+            return False
+        self._services[ServiceName(table, name)] = Service(name, provider.settings())
+        return True
+
+    def _ordered(self) -> dict[ServiceName, Service]:
+        graph = {
+            name: [ServiceName(table, target) for _, table, target in references(service.settings)]
+            for name, service in self._services.items()
+        }
+        try:
+            order = [*TopologicalSorter(graph).static_order()]
+        except CycleError as error:
+            path = " -> ".join(str(name) for name in reversed(error.args[1]))
+            self._problems.append(f"these name each other in a circle: {path}")
+            return {}
+        return {name: self._services[name] for name in order if name in self._services}
+
+    # --- what single tables cannot tell
+
+    def _check_listeners(self, server: ServerTable) -> None:
+        if not server.listen:
+            self._problems.append("[server] listen: give at least one address")
+        tls = server.tls_certificate is not None
+        if tls != (server.tls_key is not None):
+            self._problems.append("[server] tls_certificate and tls_key go together")
+        if server.tls_client_ca is not None and not tls:
+            self._problems.append("[server] tls_client_ca needs tls_certificate and tls_key")
+        for address in server.listen:
+            if reason := _bad_address(address):
+                self._problems.append(f"[server] listen: {address!r} {reason}")
+            elif not tls and not server.insecure and not _is_loopback(address):
+                self._problems.append(
+                    f"[server] listen: {address!r} is open to other machines without TLS; "
+                    f"give tls_certificate and tls_key, or say insecure = true"
+                )
+
+    def _check_instances(
+        self, executors: Mapping[str, ExecutorTable], instances: Mapping[str, InstanceTable]
+    ) -> None:
+        if not self._document.get("instances"):
+            self._problems.append("there is no [instances.NAME]; without one nothing is served")
+        stores: dict[str, tuple[str, str]] = {}
+        for name, instance in instances.items():
+            try:
+                check_instance_name(name)
+            except InvalidRequest as error:
+                self._problems.append(f"[instances.{_quoted(name)}]: {error}")
+            for executor in instance.executors:
+                other, store = stores.setdefault(executor, (name, instance.blob_store))
+                if executor in executors and store != instance.blob_store:
+                    self._problems.append(
+                        f"[executors.{_quoted(executor)}] serves instances {other!r} and {name!r} "
+                        f"with different blob stores, {store!r} and {instance.blob_store!r}; "
+                        f"give each an executor of its own"
+                    )
+
+
+def _bad_address(address: str) -> str | None:
+    if address.startswith("unix:"):
+        return None if address.removeprefix("unix:") else "names no path"
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        return "is neither host:port nor unix:/path"
+    return None
+
+
+def _is_loopback(address: str) -> bool:
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _quoted(name: str) -> str:
+    """`name` as a TOML key."""
+    bare = name.replace("-", "").replace("_", "")
+    return name if bare.isascii() and bare.isalnum() else f'"{name}"'
+
+
+def effective_document(configuration: Configuration) -> dict[str, Any]:
+    """`configuration`, defaults included, as a document that means the same."""
+    document: dict[str, Any] = {
+        "server": _plain(configuration.server),
+        "log": _plain(configuration.log),
+        "scheduler": _plain(configuration.scheduler),
+    }
+    for name, service in configuration.services.items():
+        table = document.setdefault(name.table, {})
+        table[name.name] = {"kind": service.kind, **_plain(service.settings)}
+    for table, entries in (
+        ("executors", configuration.executors),
+        ("instances", configuration.instances),
+    ):
+        if entries:
+            document[table] = {name: _plain(settings) for name, settings in entries.items()}
+    return document
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """`settings` in TOML's types; TOML has no null, so what is unset is left out."""
+    plain: dict[str, Any] = msgspec.to_builtins(settings)
+    return {key: value for key, value in plain.items() if value is not None}

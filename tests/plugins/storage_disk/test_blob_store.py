@@ -1,0 +1,312 @@
+"""What the disk store does beyond the laws: files, locks, damage and full disks."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from stoker import spi
+from stoker.spi import (
+    SHA256,
+    BlobNotFound,
+    BlobStore,
+    ConfigurationError,
+    DataLoss,
+    Digest,
+    Unavailable,
+)
+from stoker.testing.blob_store_laws import assert_absent, blob, read, write
+from stoker_storage_disk import DiskSettings, stoker_action_caches, stoker_blob_stores
+
+CONTEXT = spi.Context("mine", Path("/nonexistent"), {})
+
+
+def open_store(path: Path, *, fsync: bool = False) -> AbstractAsyncContextManager[BlobStore]:
+    provider = stoker_blob_stores()["disk"]
+    return provider.open(DiskSettings(path=str(path), fsync=fsync), CONTEXT)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[BlobStore]:
+    async with open_store(tmp_path) as store:
+        yield store
+
+
+def file_of(folder: Path, digest: Digest) -> Path:
+    return folder / "sha256" / digest.hash[:2] / f"{digest.hash}-{digest.size_bytes}"
+
+
+def incoming(folder: Path) -> list[Path]:
+    return list((folder / "incoming").iterdir())
+
+
+# --- files
+
+
+@pytest.mark.parametrize("fsync", [False, True])
+@pytest.mark.parametrize("size_bytes", [0, 10, 300_000])
+async def test_files_are_named_by_digest_and_read_only(
+    tmp_path: Path, size_bytes: int, fsync: bool
+) -> None:
+    digest, data = blob("kept", size_bytes)
+    umask = os.umask(0o077)
+    try:
+        async with open_store(tmp_path / "new" / "folder", fsync=fsync) as store:
+            await write(store, digest, data)
+    finally:
+        os.umask(umask)
+    file = file_of(tmp_path / "new" / "folder", digest)
+    assert file.read_bytes() == data
+    assert stat.S_IMODE(file.stat().st_mode) == 0o444
+
+
+async def test_blobs_outlive_the_store(tmp_path: Path) -> None:
+    digest, data = blob("kept", 100_000)
+    async with open_store(tmp_path) as store:
+        await write(store, digest, data)
+    async with open_store(tmp_path) as store:
+        assert await store.find_missing([digest]) == set()
+        assert await read(store, digest) == data
+
+
+async def test_paths_are_the_files(store: BlobStore, tmp_path: Path) -> None:
+    blobs = dict(blob(f"{number}", 50 + number) for number in range(100))
+    absent, _ = blob("absent", 10)
+    await store.write_many(blobs)
+    async with store.open_paths([*blobs, absent]) as paths:
+        assert paths == {digest: file_of(tmp_path, digest) for digest in blobs}
+
+
+async def test_writing_again_keeps_the_file(store: BlobStore, tmp_path: Path) -> None:
+    # BUB-06: inputs may be linked to it.
+    digest, data = blob("twice", 300_000)
+    await write(store, digest, data)
+    before = file_of(tmp_path, digest).stat()
+    await write(store, digest, data)
+    await store.write_many({digest: data})
+    after = file_of(tmp_path, digest).stat()
+    assert (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
+
+
+async def test_cancelled_upload_gives_its_space_back(store: BlobStore, tmp_path: Path) -> None:
+    # GEN-26
+    digest, data = blob("cancelled", 1_000_000)
+    with trio.CancelScope() as scope:
+        async with store.open_write(digest) as writer:
+            await writer.write(data)
+            assert len(incoming(tmp_path)) == 1
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    assert incoming(tmp_path) == []
+
+
+async def test_parts_of_an_earlier_server_are_swept(tmp_path: Path) -> None:
+    # BSW-24
+    async with open_store(tmp_path):
+        pass
+    (tmp_path / "incoming" / "0.part").write_bytes(b"half")
+    (tmp_path / "incoming" / "77.part").write_bytes(b"")
+    async with open_store(tmp_path) as store:
+        assert incoming(tmp_path) == []
+        digest, data = blob("after", 300_000)
+        await write(store, digest, data)
+        assert await read(store, digest) == data
+
+
+async def test_removal_while_a_blob_is_read(store: BlobStore, tmp_path: Path) -> None:
+    # BSR-18
+    digest, data = blob("removed", 1_000_000)
+    await write(store, digest, data)
+    async with store.open_read(digest) as reader:
+        pieces = [await reader.read(10)]
+        file_of(tmp_path, digest).unlink()
+        while piece := await reader.read(200_000):
+            pieces.append(piece)
+    assert b"".join(pieces) == data
+    await assert_absent(store, digest)
+
+
+async def test_descriptors_are_given_back(store: BlobStore) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(20):
+        digest, data = blob(f"{number}", 300_000)
+        await write(store, digest, data)
+        await read(store, digest)
+        await store.read_many([digest])
+        with pytest.raises(BlobNotFound):
+            await read(store, SHA256.named(digest.hash, 5))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("found", [b"", b"too short", b"x" * 300_001])
+@pytest.mark.parametrize("asked", ["find_missing", "read_many", "open_read", "open_paths"])
+async def test_file_of_a_wrong_size_is_absent_and_removed(
+    store: BlobStore, tmp_path: Path, asked: str, found: bytes
+) -> None:
+    # STO-03, FMB-09
+    digest, data = blob("damaged", 300_000)
+    await write(store, digest, data)
+    file = file_of(tmp_path, digest)
+    file.unlink()
+    file.write_bytes(found)
+    with capture_logs() as logs:
+        await _ask(store, digest, asked)
+    assert not file.exists()
+    assert [entry["log_level"] for entry in logs] == ["warning"]
+    assert logs[0]["path"] == str(file)
+    await write(store, digest, data)
+    assert await read(store, digest) == data
+
+
+async def _ask(store: BlobStore, digest: Digest, how: str) -> None:
+    if how == "find_missing":
+        assert await store.find_missing([digest]) == {digest}
+    elif how == "read_many":
+        assert await store.read_many([digest]) == {}
+    elif how == "open_read":
+        with pytest.raises(BlobNotFound):
+            await read(store, digest)
+    else:
+        async with store.open_paths([digest]) as paths:
+            assert paths == {}
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_damaged_file_is_replaced_by_a_write(
+    store: BlobStore, tmp_path: Path, many: bool
+) -> None:
+    digest, data = blob("damaged", 300_000)
+    file = file_of(tmp_path, digest)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"half")
+    if many:
+        assert await store.write_many({digest: data}) == {}
+    else:
+        await write(store, digest, data)
+    assert await read(store, digest) == data
+
+
+async def test_file_that_shrinks_while_it_is_read(store: BlobStore, tmp_path: Path) -> None:
+    # BSR-19
+    digest, data = blob("shrinks", 500_000)
+    await write(store, digest, data)
+    async with store.open_read(digest) as reader:
+        await reader.read(1_000)
+        os.truncate(file_of(tmp_path, digest), 2_000)
+        with pytest.raises(DataLoss) as caught:
+            await reader.read(10_000)
+    assert caught.value.digest == digest
+
+
+async def test_blobs_deleted_by_hand_are_missing(store: BlobStore, tmp_path: Path) -> None:
+    # STO-03
+    blobs = dict(blob(f"{number}", 30) for number in range(50))
+    await store.write_many(blobs)
+    gone = set(list(blobs)[::2])
+    for digest in gone:
+        file_of(tmp_path, digest).unlink()
+    assert await store.find_missing(list(blobs)) == gone
+    assert (await store.read_many(list(blobs))).keys() == blobs.keys() - gone
+
+
+# --- the lock
+
+
+async def test_folder_has_one_owner(tmp_path: Path) -> None:
+    async with open_store(tmp_path):
+        with pytest.raises(ConfigurationError, match="in use already") as caught:
+            async with open_store(tmp_path):
+                pytest.fail("opened twice")
+        assert str(tmp_path) in str(caught.value)
+        cache = stoker_action_caches()["disk"]
+        with pytest.raises(ConfigurationError, match="in use already"):
+            async with cache.open(DiskSettings(path=str(tmp_path)), CONTEXT):
+                pytest.fail("opened twice")
+    async with open_store(tmp_path):
+        pass
+
+
+async def test_folder_of_another_process(tmp_path: Path) -> None:
+    script = (
+        "import fcntl, sys; lock = open(sys.argv[1], 'w');"
+        "fcntl.flock(lock, fcntl.LOCK_EX); print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(ConfigurationError, match="in use already"):
+            async with open_store(tmp_path):
+                pytest.fail("opened twice")
+        other.kill()
+    async with open_store(tmp_path):
+        pass
+
+
+async def test_path_that_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match="file"):
+        async with open_store(tmp_path / "file"):
+            pytest.fail("opened a file")
+
+
+# --- trouble
+
+
+def test_full_disk_refuses_writes_and_goes_on_reading(tmp_path: Path) -> None:
+    # STO-10, BUB-10: on a file system of 1 MiB, which only a namespace of its own lets us mount.
+    program = Path(__file__).with_name("full_disk.py")
+    mount = 'mount -t tmpfs -o size=1m tmpfs "$1" && shift && exec "$@"'
+    enclosed = ["unshare", "-Urm", "sh", "-c"]
+    try:
+        probe = subprocess.run(
+            [*enclosed, mount, "sh", str(tmp_path), "true"], capture_output=True, check=False
+        )
+    except FileNotFoundError:
+        pytest.skip("unshare is not installed")
+    if probe.returncode != 0:
+        pytest.skip(f"no mount namespace: {probe.stderr.decode().strip()}")
+    command = [*enclosed, mount, "sh", *map(str, (tmp_path, sys.executable, program, tmp_path))]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "all is well\n"), run.stderr
+
+
+async def test_trouble_is_named_and_passes(store: BlobStore, tmp_path: Path) -> None:
+    digest, data = blob("unlucky", 300_000)
+    (tmp_path / "incoming").rmdir()
+    with pytest.raises(Unavailable, match="incoming"):
+        await write(store, digest, data)
+    failures = await store.write_many({digest: data})
+    assert isinstance(failures[digest], Unavailable)
+    (tmp_path / "incoming").mkdir()
+    await write(store, digest, data)
+    assert await read(store, digest) == data
+
+
+async def test_unreadable_is_not_missing(store: BlobStore, tmp_path: Path) -> None:
+    # STO-04: a folder in the way is neither a blob nor the absence of one.
+    digest, _ = blob("in the way", 4096)
+    (tmp_path / "sha256").mkdir()
+    (tmp_path / "sha256" / digest.hash[:2]).write_bytes(b"no folder")
+    with pytest.raises(Unavailable, match=digest.hash):
+        await store.find_missing([digest])
+    with pytest.raises(Unavailable, match=digest.hash):
+        await read(store, digest)
+    with pytest.raises(Unavailable, match=digest.hash):
+        await store.read_many([digest])

@@ -13,12 +13,13 @@ from google.protobuf.duration_pb2 import Duration
 from stoker.action import LoadedAction, Outcome, load_action
 from stoker.digest import SHA256, Digest
 from stoker.execution.executor import ExecutionSettings, Executor, open_executor
-from stoker.execution.on_worker import Workers
+from stoker.execution.input_root import InputRoot
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import ExecutionStrategy, ProcessSpec, Sandbox
 from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.tree import InputTree, read_input_tree
 from stoker.storage.verifying import VerifyingBlobStore
+from stoker.workers.pool import WorkerPool
 from stoker_exec_local import LocalStrategy
 
 Entries = Mapping[str, "bytes | str | reapi.FileNode | Entries"]
@@ -154,7 +155,7 @@ async def open_rig(
     strategy: ExecutionStrategy,
     folder: Path,
     settings: ExecutionSettings | None = None,
-    workers: Workers | None = None,
+    workers: WorkerPool[InputRoot] | None = None,
 ) -> AsyncIterator[Rig]:
     async with open_executor(
         name="executor-1",

@@ -15,7 +15,6 @@ from google.protobuf.struct_pb2 import Struct
 from stoker.action import LoadedAction, Outcome
 from stoker.errors import InvalidRequest, TimedOut
 from stoker.execution.input_root import InputRoot
-from stoker.execution.on_worker import Workers
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.workers.pool import WorkerPool, WorkerSettings, open_worker_pool
 from stoker_worker_json import JsonProtocol
@@ -73,7 +72,7 @@ else:
 async def worker_rig(cas: Cas, strategy: Any, tmp_path: Path, open_rig: Any) -> AsyncIterator[Rig]:
     async with (
         open_pool(cas, strategy, tmp_path / "workers") as pool,
-        open_rig(cas, strategy, tmp_path / "executor", workers=Workers(pool, ["json"])) as rig,
+        open_rig(cas, strategy, tmp_path / "executor", workers=pool) as rig,
     ):
         rig.pool = pool
         yield rig

@@ -13,13 +13,15 @@ from stoker import spi
 from stoker.action import LoadedAction, Outcome
 from stoker.errors import InvalidRequest
 from stoker.execution.action_folders import Workplace, lock_folder
-from stoker.execution.on_worker import OnWorker, Workers
+from stoker.execution.input_root import InputRoot
+from stoker.execution.on_worker import OnWorker
 from stoker.execution.one_shot import OneShot
 from stoker.execution.outputs import check_node_properties
 from stoker.execution.run import Run, Started
 from stoker.execution.stages import Stages
 from stoker.storage.tree import read_input_tree
 from stoker.workers.plan import WorkerPlan, plan_worker
+from stoker.workers.pool import WorkerPool
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -100,14 +102,14 @@ async def open_executor(
     blobs: spi.BlobStore,
     strategy: spi.ExecutionStrategy,
     sandbox: spi.Sandbox,
-    workers: Workers | None,
+    workers: WorkerPool[InputRoot] | None,
     folder: Path,
     settings: ExecutionSettings,
 ) -> AsyncIterator[Executor]:
     """An executor that works below `folder`, which is swept first.
 
-    Without `workers`, actions that ask for a persistent worker are run as any other. Their pool is
-    the caller's to open and close, in another folder.
+    Without `workers`, actions that ask for a persistent worker are run as any other. The pool is
+    the caller's to open and close. Of `folder`, only ``actions`` and ``lock`` are used.
     Raises ConfigurationError if another executor, of whatever process, uses the folder.
     """
     with lock_folder(folder):

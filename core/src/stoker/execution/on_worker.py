@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
 
 import trio
 
@@ -25,22 +24,18 @@ _ATTEMPTS = 2
 _EXIT_CODE_OF_TIMEOUT = 137
 
 
-class Workers(NamedTuple):
-    """The persistent workers of an executor."""
-
-    pool: WorkerPool[InputRoot]
-    protocols: Collection[str]
-    """The names of the protocols that `pool` was opened with."""
-
-
 class OnWorker:
-    """Gives actions to persistent workers. Calls may overlap."""
+    """Gives actions to the persistent workers of a pool. Calls may overlap."""
 
-    def __init__(self, executor: str, blobs: BlobStore, workers: Workers) -> None:
+    def __init__(self, executor: str, blobs: BlobStore, pool: WorkerPool[InputRoot]) -> None:
         self._executor = executor
         self._blobs = blobs
-        self._pool = workers.pool
-        self.protocols = workers.protocols
+        self._pool = pool
+
+    @property
+    def protocols(self) -> Collection[str]:
+        """Those that workers may speak here."""
+        return self._pool.protocols
 
     async def run(self, run: Run, plan: WorkerPlan) -> Outcome | None:
         """The outcome of `run`, or None if no worker could serve it, with the reason noted.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Annotated, Generic, NamedTuple, Protocol, TypeVar
@@ -124,6 +124,11 @@ class WorkerPool(Generic[RootT]):
         self._workers: dict[Worker[RootT], trio.Event] = {}  # each with the end of its lease
         self._numbers = itertools.count(1)
         self._closed = False
+
+    @property
+    def protocols(self) -> Collection[str]:
+        """The names of the protocols that its workers may speak."""
+        return self._protocols.keys()
 
     @property
     def counts(self) -> WorkerCounts:

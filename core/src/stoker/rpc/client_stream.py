@@ -94,6 +94,9 @@ class ClientStream(Generic[ResponseT]):
         """Use the call on which `start` starts batches."""
         self._incoming = Incoming(start)
         self._outgoing = Outgoing(start)
+        # gRPC holds the status back until the messages before it are read: without this, a
+        # client that only sends would never learn that the server has answered.
+        self._incoming.read_ahead()
 
     def _on_headers(self, event: BatchEvent) -> None:
         self.initial_metadata = Metadata(event.batch_operations[0].initial_metadata())

@@ -76,7 +76,7 @@ class _Direction:
 
 
 class Incoming(_Direction):
-    """The messages that come in, read ahead from the first `receive` on."""
+    """The messages that come in, read ahead from the first `receive` on, or sooner."""
 
     __slots__ = ("_ended",)
 
@@ -101,6 +101,11 @@ class Incoming(_Direction):
                     continue
                 self._sleeper = trio.lowlevel.current_task()
             await self._sleep()
+
+    def read_ahead(self) -> None:
+        """Begin to read before the first `receive`. Only once, and before it."""
+        with self._lock:
+            self._read()
 
     def stop(self) -> None:
         """Read no further and drop what was read ahead."""

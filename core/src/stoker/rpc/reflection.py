@@ -79,7 +79,11 @@ class _Reflection:
         return self._files(self._pool.FindFileByName(name))
 
     def _file_with_symbol(self, symbol: str) -> dict[str, Any]:
-        return self._files(self._pool.FindFileContainingSymbol(symbol))
+        try:
+            return self._files(self._pool.FindFileContainingSymbol(symbol))
+        except KeyError:
+            # The pool does not count methods as symbols; the protocol does.
+            return self._files(self._pool.FindMethodByName(symbol).containing_service.file)
 
     def _file_with_extension(self, extension: Any) -> dict[str, Any]:
         extended = self._pool.FindMessageTypeByName(extension.containing_type)

@@ -14,7 +14,7 @@ import trio
 
 from stoker.action import LoadedAction
 from stoker.config import SERVICE_TABLES, Configuration, ExecutorTable, InstanceTable, ServiceName
-from stoker.errors import ConfigurationError, StokerError
+from stoker.errors import ConfigurationError, StokerError, sole_cause
 from stoker.execution.executor import Executor, open_executor
 from stoker.execution.input_root import InputRoot
 from stoker.frontend.action_cache import ActionCacheService
@@ -135,8 +135,11 @@ def _naming(name: ServiceName) -> Iterator[None]:
     """Adds the name of a table to whatever goes wrong while it is opened."""
     try:
         yield
-    except (StokerError, OSError) as error:
-        raise ConfigurationError([f"{name} cannot be opened: {error}"]) from error
+    except Exception as error:
+        cause = sole_cause(error)
+        if isinstance(cause, StokerError | OSError):
+            raise ConfigurationError([f"{name} cannot be opened: {cause}"]) from error
+        raise
 
 
 async def try_services(

@@ -17,6 +17,13 @@ class StokerError(Exception):
     """Root of stoker's own errors."""
 
 
+def sole_cause(error: BaseException) -> BaseException:
+    """The exception inside of groups of one, as nurseries make them; otherwise `error` itself."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 class ConfigurationError(StokerError):
     """The configuration cannot be used. `problems` holds one sentence for each thing wrong."""
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import click
 
 from stoker import __version__
-from stoker.errors import ConfigurationError, StokerError
+from stoker.errors import ConfigurationError, StokerError, sole_cause
 from stoker.rpc import RpcError
 
 COMMANDS = ("serve", "init", "check", "config", "plugins", "run", "cas")
@@ -43,18 +43,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
     try:
         code = commands.main(arguments, prog_name="stoker", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
-    except ConfigurationError as error:
-        for problem in error.problems:
-            click.echo(f"Error: {problem}", err=True)
-        sys.exit(1)
-    except (StokerError, RpcError, OSError) as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+    except BaseException as error:  # noqa: BLE001 - what is no known failure is raised again
+        sys.exit(_exit_code(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _exit_code(error: BaseException) -> int:
+    """Tell what went wrong, and return the code to exit with. Raises `error` where it is a bug."""
+    match sole_cause(error):
+        case click.ClickException() as failure:
+            failure.show()
+            return failure.exit_code
+        case click.Abort() | KeyboardInterrupt():
+            return 130
+        case BrokenPipeError():
+            return 0
+        case ConfigurationError(problems=problems):
+            for problem in problems:
+                click.echo(f"Error: {problem}", err=True)
+            return 1
+        case StokerError() | RpcError() | OSError() as failure:
+            click.echo(f"Error: {failure}", err=True)
+            return 1
+    raise error

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 
 from google.rpc import status_pb2
 
 from stoker.digest import Digest, DigestFunction
-from stoker.errors import BlobNotFound, InvalidRequest, StokerError
+from stoker.errors import InvalidRequest, StokerError
 from stoker.frontend.capabilities import MAX_BATCH_BYTES
 from stoker.frontend.instances import Instances, request_digest, request_function
 from stoker.frontend.status import to_status
@@ -131,23 +131,32 @@ def _accept(
 
 
 def _batch_of(
-    digests: Iterable[Digest], blobs: dict[Digest, bytes]
+    digests: Collection[Digest], blobs: Mapping[Digest, bytes]
 ) -> reapi.BatchReadBlobsResponse:
-    """All blobs that fit into a message; the rest are to be asked for again (BRB-07)."""
+    """All blobs that fit into a message; those with RESOURCE_EXHAUSTED are to be asked for again.
+
+    Raises InvalidRequest where not even the digests fit (BRB-07).
+    """
+    room = MAX_MESSAGE_BYTES - sum(_entry_bytes(digest) for digest in digests)
+    if room < 0:
+        raise InvalidRequest(f"{len(digests)} digests are too many for one answer; ask for fewer")
     response = reapi.BatchReadBlobsResponse()
-    room = MAX_MESSAGE_BYTES
     for digest in digests:
         entry = response.responses.add(digest=digest.to_proto())
         data = blobs.get(digest)
         if data is None:
-            entry.status.CopyFrom(to_status(BlobNotFound(digest)))
+            entry.status.code = StatusCode.NOT_FOUND
         elif room < len(data):
             entry.status.code = StatusCode.RESOURCE_EXHAUSTED
-            entry.status.message = "does not fit into this response; ask for fewer blobs at once"
         else:
             entry.data = data
-        room -= entry.ByteSize() + 4
+            room -= len(data)
     return response
+
+
+def _entry_bytes(digest: Digest) -> int:
+    """What one entry weighs at the most beside its data: a digest, a code, tags and lengths."""
+    return len(digest.hash) + 40
 
 
 class _Pages:

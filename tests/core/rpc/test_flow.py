@@ -80,47 +80,6 @@ async def test_a_slow_handler_stops_the_client(serve: Any) -> None:
         assert await stream.receive() == b"%d" % CHUNKS
 
 
-async def test_large_messages_are_not_read_ahead_by_number_alone(serve: Any) -> None:
-    """Eight messages of 8 MiB would be 64 MiB a stream."""
-    go_on = trio.Event()
-    size = 8 * 1024 * 1024
-
-    async def consume(call: ServerCall) -> bytes:
-        await call.receive()
-        await go_on.wait()
-        received = 1
-        while (message := await call.receive()) is not None:
-            received += 1
-            assert len(message) == size
-        return b"%d" % received
-
-    running = await serve({"Consume": stream_unary(consume, bytes, bytes)})
-    sent = 0
-    stalled = trio.Event()
-    async with (
-        open_channel(running.target) as channel,
-        channel.open_stream("/test.Service/Consume", bytes) as stream,
-        trio.open_nursery() as nursery,
-    ):
-
-        async def produce() -> None:
-            nonlocal sent
-            message = bytes(size)
-            while sent < 32:
-                with trio.move_on_after(STALLED_AFTER_SECONDS) as scope:
-                    await stream.send(message)
-                    sent += 1
-                if scope.cancelled_caught:
-                    stalled.set()
-            await stream.send_eof()
-
-        nursery.start_soon(produce)
-        await stalled.wait()
-        assert sent <= 8
-        go_on.set()
-        assert await stream.receive() == b"32"
-
-
 async def take_one(call: ServerCall) -> bytes:
     await call.receive()
     return b"enough"

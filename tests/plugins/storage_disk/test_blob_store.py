@@ -26,6 +26,7 @@ from stoker.spi import (
 )
 from stoker.testing.blob_store_laws import assert_absent, blob, read, write
 from stoker_storage_disk import DiskSettings, stoker_action_caches, stoker_blob_stores
+from stoker_storage_disk.folder import open_folder
 
 CONTEXT = spi.Context("mine", Path("/nonexistent"), {})
 
@@ -197,6 +198,22 @@ async def test_damaged_file_is_replaced_by_a_write(
     else:
         await write(store, digest, data)
     assert await read(store, digest) == data
+
+
+async def test_sound_file_that_took_a_damaged_ones_place_stays(tmp_path: Path) -> None:
+    # As when a write ends between the look at the damaged file and its removal.
+    async with open_folder(tmp_path, fsync=False) as folder:
+        file = tmp_path / "file"
+        file.write_bytes(b"damaged")
+        with file.open("rb") as damaged:  # open, so that its inode number is not given away
+            found = file.stat()
+            part = folder.create_part()
+            part.append(b"sound")
+            folder.publish(part, str(file))
+            part.discard()
+            folder.remove_damaged(str(file), found, "too long")
+            assert file.read_bytes() == b"sound"
+            assert damaged.read() == b"damaged"
 
 
 async def test_file_that_shrinks_while_it_is_read(store: BlobStore, tmp_path: Path) -> None:

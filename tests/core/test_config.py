@@ -1,0 +1,230 @@
+"""TOML to configuration: what is accepted, and what each mistake is told as."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from stoker.config import Configuration, check_document, effective_document, read_toml
+from stoker.errors import ConfigurationError
+from stoker.plugins import Catalogue, Kind, load_catalogue
+from stoker.spi import BlobStore, Context, Provider, Settings
+
+FULL = """
+[server]
+listen = ["127.0.0.1:0", "[::1]:8980", "unix:stoker.socket"]
+[log]
+level = "debug"
+[blob_stores.main]
+kind = "memory"
+max_bytes = 1000
+[blob_stores.mirror]
+kind = "read-only"
+of = "main"
+[action_caches.main]
+kind = "memory"
+[executors.fast]
+strategy = "local"
+slots = 3
+properties = { OSFamily = "linux", ISA = ["x86-64", "arm-a64"] }
+workers = { idle_seconds = 1.5 }
+[instances."team/a"]
+blob_store = "main"
+action_cache = "main"
+executors = ["fast"]
+[instances.""]
+blob_store = "mirror"
+action_cache = "main"
+"""
+
+
+def check(toml: str) -> Configuration:
+    return check_document(tomllib.loads(toml), Path("/folder"), load_catalogue())
+
+
+def problems(toml: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigurationError) as info:
+        check(toml)
+    return info.value.problems
+
+
+def test_a_full_document() -> None:
+    configuration = check(FULL)
+    assert set(configuration.instances) == {"team/a", ""}
+    executor = configuration.executors["fast"]
+    assert (executor.slots, executor.workers.idle_seconds) == (3, 1.5)
+    assert executor.properties["ISA"] == ("x86-64", "arm-a64")
+    order = [str(name) for name in configuration.services]
+    assert order.index("[blob_stores.main]") < order.index("[blob_stores.mirror]")
+    # What needs no settings needs no table.
+    assert {"[strategies.local]", "[sandboxes.none]", "[worker_protocols.json]"} <= set(order)
+
+
+def test_the_effective_document_means_the_same() -> None:
+    configuration = check(FULL)
+    again = check(tomli_w.dumps(effective_document(configuration)))
+    assert again == configuration
+
+
+MAIN = """
+[blob_stores.main]
+kind = "memory"
+[action_caches.main]
+kind = "memory"
+[instances.""]
+blob_store = "main"
+action_cache = "main"
+"""
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        # unknown keys and tables
+        (MAIN + "[server]\nlissten = []", "[server] has no key 'lissten': did you mean 'listen'?"),
+        (MAIN + "[serverr]", "there is no table [serverr]: did you mean 'server'?"),
+        (
+            MAIN.replace('kind = "memory"', 'kind = "memory"\nmax_byte = 1', 1),
+            "[blob_stores.main] has no key 'max_byte': did you mean 'max_bytes'?",
+        ),
+        (
+            MAIN + '[executors.x]\nstrategy="local"\nworkers={idle=1}',
+            "[executors.x.workers] has no key 'idle'",
+        ),
+        # wrong types
+        (MAIN + "[server]\nlisten = 8980", "[server] listen: expected `array`, got 8980"),
+        (MAIN + "[server]\nlisten = [8980]", "[server] listen[0]: expected `str`, got [8980]"),
+        (MAIN + '[log]\nlevel = "loud"', "[log] level: invalid enum value 'loud'"),
+        (
+            MAIN + '[executors.x]\nstrategy="local"\nslots=0',
+            "[executors.x] slots: expected `int` >",
+        ),
+        (MAIN + "[server]\ninsecure = 1", "[server] insecure: expected `bool`, got 1"),
+        ("server = 3" + MAIN, "[server] must be a table, not an integer"),
+        ("executors = 3" + MAIN, "[executors] must hold tables, as [executors.NAME]"),
+        # what is needed
+        (MAIN + "[executors.x]", "[executors.x] needs the key 'strategy' (expected `str`)"),
+        (MAIN + "[blob_stores.x]", "[blob_stores.x] needs the key 'kind' (a string)"),
+        ('[blob_stores.x]\nkind="memory"', "there is no [instances.NAME]"),
+        # kinds
+        (
+            MAIN.replace('"memory"', '"dsk"', 1),
+            (
+                "[blob_stores.main] kind: no blob store of kind 'dsk' is installed: "
+                "did you mean 'disk'?"
+            ),
+        ),
+        (MAIN.replace('"memory"', '"s4"', 1), "no blob store of kind 's4' is installed: there are"),
+        (MAIN + '[executors.x]\nstrategy="dcker"', "no execution strategy of kind 'dcker'"),
+        # references
+        (
+            MAIN.replace('blob_store = "main"', 'blob_store = "mian"'),
+            "[instances.\"\"] blob_store: there is no [blob_stores.mian]: did you mean 'main'?",
+        ),
+        (
+            MAIN + '[blob_stores.r]\nkind="read-only"\nof="q"',
+            "[blob_stores.r] of: there is no [blob_stores.q]",
+        ),
+        (
+            MAIN + '[executors.x]\nstrategy="local"\nworker_protocols=["proto", "jsn"]',
+            "[executors.x] worker_protocols: there is no [worker_protocols.jsn]",
+        ),
+        (
+            MAIN.replace('action_cache = "main"', 'action_cache = "main"\nexecutors = ["x"]'),
+            '[instances.""] executors: there is no [executors.x]: there are none',
+        ),
+        # circles
+        (
+            MAIN
+            + '[blob_stores.a]\nkind="read-only"\nof="b"\n'
+            + '[blob_stores.b]\nkind="read-only"\nof="a"',
+            "these name each other in a circle: [blob_stores.",
+        ),
+        # addresses
+        (MAIN + '[server]\nlisten=["0.0.0.0:1"]', "is open to other machines without TLS"),
+        (MAIN + '[server]\nlisten=["build.example:1"]', "say insecure = true"),
+        (MAIN + '[server]\nlisten=["8980"]', "is neither host:port nor unix:/path"),
+        (MAIN + '[server]\nlisten=["127.0.0.1:99999"]', "is neither host:port nor unix:/path"),
+        (MAIN + "[server]\nlisten=[]", "give at least one address"),
+        (MAIN + '[server]\ntls_key="k"', "tls_certificate and tls_key go together"),
+        (MAIN + '[server]\ntls_client_ca="k"', "tls_client_ca needs tls_certificate"),
+        # instances
+        (MAIN.replace('""', '"a/blobs"'), "has the reserved segment 'blobs'"),  # GEN-20
+        (MAIN.replace('""', '"a//b"'), "has a slash too many"),
+    ],
+)
+def test_every_mistake_is_told(toml: str, said: str) -> None:
+    told = problems(toml)
+    assert len(told) == 1
+    assert said in told[0]
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    told = problems('[server]\nlisen=[]\n[log]\nlevel=3\n[blob_stores.x]\nkind="memry"')
+    assert len(told) == 4
+
+
+def test_a_kind_that_is_not_installed_names_its_package() -> None:
+    nothing = Catalogue(
+        {table: {} for table in ("blob_stores", "action_caches", "strategies")}
+        | {"sandboxes": {}, "worker_protocols": {}}
+    )
+    document = tomllib.loads(MAIN.replace("memory", "disk"))
+    with pytest.raises(ConfigurationError) as info:
+        check_document(document, Path(), nothing)
+    assert info.value.problems[0] == (
+        "[blob_stores.main] kind: no blob store of kind 'disk' is installed; "
+        "the package stoker-storage-disk supplies it"
+    )
+
+
+def test_an_open_address_needs_tls_or_the_word() -> None:
+    listen = '[server]\nlisten = ["0.0.0.0:1"]\n'
+    assert check(MAIN + listen + "insecure = true").server.insecure
+    check(MAIN + listen + 'tls_certificate = "c"\ntls_key = "k"')
+
+
+def test_an_executor_has_one_blob_store() -> None:
+    other = FULL.replace('blob_store = "mirror"', 'blob_store = "mirror"\nexecutors = ["fast"]')
+    assert "with different blob stores" in problems(other)[0]
+
+
+def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
+    file = tmp_path / "stoker.toml"
+    with pytest.raises(ConfigurationError, match=r"cannot read .*stoker\.toml"):
+        read_toml(file)
+    file.write_text("[blob_stores.a]\n[blob_stores.a]\n")
+    with pytest.raises(ConfigurationError, match=r"stoker\.toml is not TOML: .*line 2"):
+        read_toml(file)
+
+
+class NeedySettings(Settings, frozen=True):
+    """For a kind that cannot go without a table."""
+
+    path: str
+
+
+@asynccontextmanager
+async def open_needy(_: NeedySettings, __: Context) -> AsyncIterator[BlobStore]:
+    raise AssertionError("never opened here")
+    yield
+
+
+def test_a_kind_with_required_settings_needs_its_table() -> None:
+    installed = {
+        table: dict(load_catalogue().kinds(table))
+        for table in ("blob_stores", "action_caches", "strategies", "sandboxes", "worker_protocols")
+    }
+    provider: Provider[BlobStore] = Provider(NeedySettings, open_needy)
+    installed["blob_stores"]["needy"] = Kind("needy", "blob_stores", provider, "acme", "1")
+    document: Mapping[str, Any] = tomllib.loads(
+        MAIN.replace('blob_store = "main"', 'blob_store = "needy"')
+    )
+    with pytest.raises(ConfigurationError, match=r"there is no \[blob_stores.needy\]"):
+        check_document(document, Path(), Catalogue(installed))

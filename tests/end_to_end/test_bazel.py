@@ -127,8 +127,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
-def _server_log_of_this_test(server: Server) -> Iterator[None]:
-    """Put what the server logged during a test beside the test's failure."""
+def _server_log_of_this_test(bazel: Bazel, server: Server) -> Iterator[None]:
+    """Put what the server logged during a test beside the test's failure.
+
+    It asks for `bazel` first: without one, no server is started for nothing.
+    """
     seen = len(server.log.read_text())
     yield
     print(server.log.read_text()[seen:])

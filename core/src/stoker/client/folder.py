@@ -10,7 +10,6 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 
 import trio
@@ -43,8 +42,7 @@ async def digest_folder(
     InvalidRequest for what no input root can hold: names that are not UTF-8, sockets, devices.
     A cancelled call leaves nothing behind.
     """
-    walk = partial(_FolderWalk(folder, function, exclude).tree)
-    return await trio.to_thread.run_sync(walk)
+    return await trio.to_thread.run_sync(_FolderWalk(folder, function, exclude).tree)
 
 
 async def digest_file(path: Path, function: DigestFunction) -> Digest:

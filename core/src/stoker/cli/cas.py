@@ -1,0 +1,90 @@
+"""``stoker cas``: blobs of a server, by hand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import trio
+
+from stoker.cli.connection import digest_of, digests_of, server_options
+from stoker.client import digest_file, open_remote
+from stoker.digest import Digest
+
+
+@click.group()
+def cas() -> None:
+    """Put blobs on a server, get them back, see whether they are there.
+
+    A blob is named by its digest, HASH/SIZE.
+    """
+
+
+@cas.command()
+@server_options
+@click.argument(
+    "files",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+def put(server: str, instance_name: str, files: Sequence[Path]) -> None:
+    """Upload FILES and print their digests, a line each, in the order given."""
+    for digest in trio.run(_put, server, instance_name, files):
+        click.echo(digest)
+
+
+@cas.command()
+@server_options
+@click.argument("digest", callback=digest_of)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write; stdout if none is given.",
+)
+def get(server: str, instance_name: str, digest: Digest, output: Path | None) -> None:
+    """Fetch the blob DIGEST. What is fetched is checked against it."""
+    trio.run(_get, server, instance_name, digest, output)
+
+
+@cas.command()
+@server_options
+@click.argument("digests", nargs=-1, required=True, callback=digests_of)
+@click.pass_context
+def find(
+    context: click.Context, server: str, instance_name: str, digests: Sequence[Digest]
+) -> None:
+    """Say of each of DIGESTS whether the server has it. The exit code is 1 if one is missing."""
+    missing = trio.run(_find, server, instance_name, digests)
+    for digest in digests:
+        click.echo(f"{'missing' if digest in missing else 'present'} {digest}")
+    if missing:
+        context.exit(1)
+
+
+async def _put(server: str, instance_name: str, files: Sequence[Path]) -> list[Digest]:
+    async with open_remote(server, instance_name) as remote:
+        digests = [await digest_file(path, remote.digest_function) for path in files]
+        by_content = dict(zip(digests, files, strict=True))
+        missing = await remote.find_missing(digests)
+        await remote.upload_files({digest: by_content[digest] for digest in missing})
+    return digests
+
+
+async def _get(server: str, instance_name: str, digest: Digest, output: Path | None) -> None:
+    async with open_remote(server, instance_name) as remote:
+        if output is not None:
+            await remote.download_file(digest, output)
+        elif digest.size_bytes:
+            async with remote.open_blob(digest) as chunks:
+                async for chunk in chunks:
+                    await trio.to_thread.run_sync(sys.stdout.buffer.write, chunk)
+            sys.stdout.buffer.flush()
+
+
+async def _find(server: str, instance_name: str, digests: Sequence[Digest]) -> set[Digest]:
+    async with open_remote(server, instance_name) as remote:
+        return await remote.find_missing(digests)

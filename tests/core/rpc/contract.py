@@ -28,9 +28,9 @@ def allowed_range() -> tuple[str, str]:
     """Return the lower bound of grpcio, and the requirement as a whole, from core's metadata."""
     metadata = tomllib.loads((ROOT / "core" / "pyproject.toml").read_text())
     for requirement in metadata["project"]["dependencies"]:
-        found = re.fullmatch(r"grpcio\s*(>=\s*([\d.]+).*)", requirement)
+        found = re.match(r"grpcio\s*>=\s*([\d.]+)", requirement)
         if found:
-            return found[2], found[1]
+            return found[1], requirement
     raise SystemExit("core/pyproject.toml sets no lower bound for grpcio")
 
 
@@ -41,23 +41,35 @@ def core_requirements() -> list[str]:
     return [stated.get(package, package) for package in PACKAGES]
 
 
-def install(environment: Path, *requirements: str) -> bool:
-    """Install from wheels only; return whether that was possible."""
+def install(environment: Path, *requirements: str) -> str:
+    """Install from wheels only; return what stood in the way, nothing when it was done."""
     command = [
         str(environment / "bin" / "python"),
         *("-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
         *("--only-binary", ":all:", *requirements),
     ]
-    return subprocess.run(command, check=False).returncode == 0
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    return done.stderr if done.returncode else ""
 
 
-def install_lowest(environment: Path, lowest: str, requirement: str) -> bool:
-    """Install `lowest`, or the lowest of the following minor versions with a wheel."""
+def install_lowest(environment: Path, lowest: str) -> str:
+    """Install `lowest`, or the first of the later minor versions that has a wheel."""
     major, minor = (int(part) for part in lowest.split(".")[:2])
-    candidates = [lowest, *(f"{major}.{later}.0" for later in range(minor + 1, minor + 12))]
-    return any(install(environment, f"grpcio=={version}") for version in candidates) or install(
-        environment, f"grpcio{requirement}"
-    )
+    later = [f"{major}.{number}.*" for number in range(minor + 1, minor + 20)]
+    obstacle = ""
+    for version in [lowest, *later]:
+        obstacle = install(environment, f"grpcio=={version}")
+        if not obstacle:
+            break
+    return obstacle
+
+
+def install_grpcio(environment: Path, version: str) -> str:
+    """Install one version: a number, "lowest" or "newest" of those allowed."""
+    lowest, requirement = allowed_range()
+    if version == "lowest":
+        return install_lowest(environment, lowest)
+    return install(environment, requirement if version == "newest" else f"grpcio=={version}")
 
 
 def run_tests(environment: Path) -> int:
@@ -78,19 +90,15 @@ def run_tests(environment: Path) -> int:
 
 
 def check(version: str) -> int:
-    """Run the tests on one version: a number, "lowest" or "newest"."""
-    lowest, requirement = allowed_range()
+    """Run the tests on one version, in an environment made for it; return their exit code."""
     with tempfile.TemporaryDirectory(prefix="rpc-contract-") as folder:
         environment = Path(folder)
         venv.create(environment, with_pip=True)
-        if version == "lowest":
-            installed = install_lowest(environment, lowest, requirement)
-        elif version == "newest":
-            installed = install(environment, f"grpcio{requirement}")
-        else:
-            installed = install(environment, f"grpcio=={version}")
-        if not installed or not install(environment, *core_requirements()):
-            print(f"cannot set up an environment for grpcio {version}", file=sys.stderr)
+        obstacle = install_grpcio(environment, version) or install(
+            environment, *core_requirements()
+        )
+        if obstacle:
+            print(f"no environment for grpcio {version}:\n{obstacle}", file=sys.stderr)
             return 1
         return run_tests(environment)
 

@@ -48,11 +48,11 @@ class ServerCall:
         "_initial_metadata",
         "_outgoing",
         "_scope",
+        "_served_by",
         "_start",
         "_trailing_metadata",
         "metadata",
         "method",
-        "served_by",
     )
 
     def __init__(self, event: NewCallEvent, method: str, served_by: Method) -> None:
@@ -68,7 +68,7 @@ class ServerCall:
         self._scope: trio.CancelScope | None = None
         self._alive = True
         self._finished = False
-        self.served_by = served_by
+        self._served_by = served_by
         self.method = method
         """The full name of the method, `/package.Service/Method`."""
         self.metadata = Metadata(event.invocation_metadata)
@@ -108,7 +108,11 @@ class ServerCall:
         if self._incoming is None:
             raise TypeError(f"{self.method} has one request, which its handler was given")
         message = await self._incoming.receive()
-        return None if message is None else self._decode(message)
+        if message is None:
+            # A cancellation that came in together with the end is seen first, this way.
+            await trio.lowlevel.checkpoint()
+            return None
+        return self._decode(message)
 
     async def send(self, message: Message | bytes) -> None:
         """Send a response; wait while too many are on their way to a client that reads slowly.
@@ -150,12 +154,12 @@ class ServerCall:
         with trio.CancelScope() as self._scope:
             if not self._alive:
                 return
-            handler = self.served_by.handler
+            handler = self._served_by.handler
             if request is None:
                 result = await handler(self)
             else:
                 result = await handler(self._decode(request), self)
-            response = None if self.served_by.response_streams else self._encode(result)
+            response = None if self._served_by.response_streams else self._encode(result)
             self._finish(StatusCode.OK, "", self._trailing_metadata, response)
 
     def fail(self, error: RpcError) -> None:
@@ -189,17 +193,17 @@ class ServerCall:
             self._start((headers, send_message(response), status), None)
 
     def _decode(self, message: bytes) -> Any:
-        decode = self.served_by.decode
+        decode = self._served_by.decode
         if decode is None:
             return message
         try:
             return decode(message)
         except DecodeError as error:
-            name = self.served_by.request_type.__name__
+            name = self._served_by.request_type.__name__
             raise RpcError(StatusCode.INTERNAL, f"the request is not a valid {name}") from error
 
     def _encode(self, message: Message | bytes) -> bytes:
-        expected = self.served_by.response_type
+        expected = self._served_by.response_type
         if not isinstance(message, expected):
             # protobuf would serialise any message without a word.
             given = type(message).__name__

@@ -112,16 +112,7 @@ class Places(Generic[PlacedT]):
         Those are the least recently used of the idle, as many as somebody waits for with only
         the total in the way. One who waits for a key's limit holds up nobody else.
         """
-        blocked = self._grant_all()
         leaving: list[PlacedT] = []
-        while self._idle and len(self._ending) < blocked:
-            worker = next(iter(self._idle))
-            self.leave(worker)
-            leaving.append(worker)
-        return leaving
-
-    def _grant_all(self) -> int:
-        """Returns how many wait for nothing but a smaller total."""
         blocked: Counter[WorkerKey] = Counter()
         for ticket in list(self._waiting):
             key = ticket.key
@@ -129,7 +120,17 @@ class Places(Generic[PlacedT]):
                 del self._waiting[ticket]
             elif self._held[key] + blocked[key] < self._max_workers_per_key:
                 blocked[key] += 1
-        return blocked.total()
+                # Now rather than after the loop: a later ticket might take the idle worker, and
+                # a busy key keep all others out for good.
+                leaving += self._make_way(blocked.total())
+        return leaving
+
+    def _make_way(self, needed: int) -> list[PlacedT]:
+        if len(self._ending) >= needed or not self._idle:
+            return []
+        worker = next(iter(self._idle))
+        self.leave(worker)
+        return [worker]
 
     def _grant(self, ticket: Ticket[PlacedT]) -> bool:
         ticket.worker = self._take_idle(ticket.key)

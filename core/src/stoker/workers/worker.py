@@ -93,7 +93,11 @@ class Worker(Generic[RootT]):
         process has ended since. After cancellation the worker is of no more use.
         """
         self._wanted.set()
-        await self._settled.wait()
+        try:
+            await self._settled.wait()
+        finally:
+            if not self._settled.is_set():
+                self.kill()
         if self._start_error is not None:
             raise self._start_error
         if self._conversation is None:

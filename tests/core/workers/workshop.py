@@ -1,0 +1,174 @@
+"""A workshop: actions for ``tool.py``, and pools that run it as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import trio
+
+from stoker.action import LoadedAction
+from stoker.digest import SHA256, Digest
+from stoker.execution.input_root import InputRoot
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.protos.worker_protocol_pb2 import WorkResponse
+from stoker.spi import Sandbox
+from stoker.storage.memory import MemoryBlobStore
+from stoker.storage.tree import InputFile, InputTree
+from stoker.workers.plan import WorkerPlan, build_request, plan_worker
+from stoker.workers.pool import WorkerPool, WorkerSettings, open_worker_pool
+from stoker.workers.worker import Worker
+from stoker_exec_local import LocalStrategy
+from stoker_worker_json import JsonProtocol
+from stoker_worker_proto import ProtoProtocol
+
+TOOL = Path(__file__).with_name("tool.py").read_bytes()
+PROTOCOLS = {"proto": ProtoProtocol(), "json": JsonProtocol()}
+# Only so that a broken test is reported rather than waited for.
+PATIENCE_SECONDS = 60
+
+
+class Work(NamedTuple):
+    """An action with all that a pool wants to know of it."""
+
+    plan: WorkerPlan
+    action: LoadedAction
+    tree: InputTree
+
+
+@dataclass
+class Workshop:
+    """What the tests of this folder share."""
+
+    folder: Path
+    blobs: MemoryBlobStore = field(default_factory=MemoryBlobStore)
+
+    async def store(self, data: bytes) -> Digest:
+        """Put `data` into the CAS."""
+        digest = SHA256.digest(data)
+        assert not await self.blobs.write_many({digest: data})
+        return digest
+
+    async def tree(
+        self, files: Mapping[str, bytes], tools: Mapping[str, bytes] | None = None
+    ) -> InputTree:
+        """An input tree of `files`, and `tools` that are marked as such."""
+        inputs = {}
+        for is_tool, group in ((False, files), (True, tools or {})):
+            for path, data in group.items():
+                digest = await self.store(data)
+                inputs[path] = InputFile(path, digest, is_tool, is_tool, None, None)
+        return InputTree(dict(sorted(inputs.items())), (), {})
+
+    async def work(
+        self,
+        *lines: str,
+        startup: Sequence[str] = (),
+        protocol: str = "proto",
+        tool: bytes = TOOL,
+        environment: Mapping[str, str] | None = None,
+        **properties: str,
+    ) -> Work:
+        """An action that has the tool do what `lines` say, one argument each."""
+        tree = await self.tree({"flags": "\n".join(lines).encode()}, {"tool.py": tool})
+        command = reapi.Command(
+            arguments=[sys.executable, "-IS", "tool.py", *startup, "@flags"],
+            environment_variables=[
+                reapi.Command.EnvironmentVariable(name=name, value=value)
+                for name, value in (environment or {}).items()
+            ],
+        )
+        platform = {"persistentWorkerKey": "k", "persistentWorkerProtocol": protocol, **properties}
+        action = load(command, platform)
+        plan = plan_worker(action, tree, PROTOCOLS)
+        assert isinstance(plan, WorkerPlan)
+        return Work(plan, action, tree)
+
+    @asynccontextmanager
+    async def pool(
+        self, sandbox: Sandbox | None = None, **settings: Any
+    ) -> AsyncIterator[WorkerPool[InputRoot]]:
+        """A pool that must end in time and leave neither process nor file."""
+        folder = self.folder / "workers"
+        with trio.fail_after(PATIENCE_SECONDS):
+            async with open_worker_pool(
+                strategy=LocalStrategy(),
+                sandbox=sandbox,
+                protocols=PROTOCOLS,
+                folder=folder,
+                open_root=partial(InputRoot, blobs=self.blobs),
+                settings=WorkerSettings(**settings),
+            ) as pool:
+                yield pool
+        assert list(folder.iterdir()) == []
+        assert pool.counts == (0, 0, 0)
+
+    def lease(
+        self, pool: WorkerPool[InputRoot], work: Work
+    ) -> AbstractAsyncContextManager[Worker[InputRoot]]:
+        """A worker for `work`."""
+        environment = dict(work.plan.key.environment)
+        return pool.lease(work.plan, work.action, environment)
+
+    async def perform(self, worker: Worker[InputRoot], work: Work) -> WorkResponse:
+        """As an executor does: inputs first, then the request."""
+        await worker.root.lay_out(work.tree)
+        request = await build_request(work.plan, work.action, work.tree, self.blobs)
+        return await worker.perform(request)
+
+    async def run(self, pool: WorkerPool[InputRoot], work: Work) -> WorkResponse:
+        """Lease a worker for one request."""
+        async with self.lease(pool, work) as worker:
+            return await self.perform(worker, work)
+
+    async def report(self, pool: WorkerPool[InputRoot], **options: Any) -> dict[str, Any]:
+        """What a worker that serves one more request says of itself."""
+        return read_report(await self.run(pool, await self.work("report", **options)))
+
+
+def load(command: reapi.Command, platform: Mapping[str, str]) -> LoadedAction:
+    """An action of `command`, without the CAS."""
+    return LoadedAction(
+        namespace="main",
+        digest=SHA256.empty,
+        action=reapi.Action(),
+        command=command,
+        input_root=SHA256.empty,
+        platform={name: (value,) for name, value in platform.items()},
+        timeout_seconds=None,
+        mnemonic="Tool/Run",
+    )
+
+
+def read_report(response: WorkResponse) -> dict[str, Any]:
+    """The tool's own words."""
+    assert response.exit_code == 0
+    report: dict[str, Any] = json.loads(response.output)
+    return report
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of that number, other than a dead one that nobody has reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
+
+
+async def wait_until_gone(pid: int) -> None:
+    """Wait for the end of a process that may be gone already."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        await trio.lowlevel.wait_readable(descriptor)
+    finally:
+        os.close(descriptor)

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-import time
 from collections import defaultdict
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .bazel import HANG_SECONDS, Bazel, Outcome, open_bazel
+from .bazel import Bazel, Outcome, open_bazel
+from .server_process import ServerProcess, open_server_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.bazel, pytest.mark.slow]
 
@@ -64,48 +60,6 @@ def configuration() -> str:
     return "".join([SERVER, *executing, *caching])
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running `stoker serve`."""
-
-    address: str
-    log: Path
-
-
-@contextmanager
-def open_server(folder: Path) -> Iterator[Server]:
-    """Run `stoker serve` on a free port; it ends with the block."""
-    configuration_file = folder / "stoker.toml"
-    configuration_file.write_text(configuration())
-    port_file, log = folder / "port", folder / "server.log"
-    command = [sys.executable, "-m", "stoker", "serve"]
-    options = ["--config", str(configuration_file), "--port-file", str(port_file)]
-    with (
-        log.open("wb") as output,
-        subprocess.Popen([*command, *options], cwd=folder, stdout=output, stderr=output) as server,
-    ):
-        try:
-            yield Server(wait_for_address(server, port_file, log), log)
-        finally:
-            server.terminate()
-            try:
-                server.wait(timeout=HANG_SECONDS)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                raise
-
-
-def wait_for_address(server: subprocess.Popen[bytes], port_file: Path, log: Path) -> str:
-    """Return the address in `port_file`, which appears once the server can be called."""
-    deadline = time.monotonic() + 60
-    while not port_file.exists():
-        assert server.poll() is None, f"the server did not start:\n{log.read_text()}"
-        assert time.monotonic() < deadline, f"the server is not ready:\n{log.read_text()}"
-        # A file that appears has no event to wait for that every platform knows.
-        time.sleep(0.05)
-    return port_file.read_text().split()[0]
-
-
 @pytest.fixture(scope="module")
 def program() -> str:
     found = shutil.which("bazel")
@@ -121,13 +75,13 @@ def bazel(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ba
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with open_server(tmp_path_factory.mktemp("server")) as opened:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with open_server_process(tmp_path_factory.mktemp("server"), configuration()) as opened:
         yield opened
 
 
 @pytest.fixture(autouse=True)
-def _server_log_of_this_test(bazel: Bazel, server: Server) -> Iterator[None]:
+def _server_log_of_this_test(bazel: Bazel, server: ServerProcess) -> Iterator[None]:
     """Put what the server logged during a test beside the test's failure.
 
     It asks for `bazel` first: without one, no server is started for nothing.
@@ -137,7 +91,7 @@ def _server_log_of_this_test(bazel: Bazel, server: Server) -> Iterator[None]:
     print(server.log.read_text()[seen:])
 
 
-def remote(server: Server, instance: str = "") -> list[str]:
+def remote(server: ServerProcess, instance: str = "") -> list[str]:
     return [
         "--config=remote",
         f"--remote_executor=grpc://{server.address}",
@@ -155,7 +109,7 @@ class FirstBuild:
 
 
 @pytest.fixture(scope="module")
-def first_build(bazel: Bazel, server: Server) -> FirstBuild:
+def first_build(bazel: Bazel, server: ServerProcess) -> FirstBuild:
     bazel.clean()
     outcome = bazel.run("test", "//...", *remote(server))
     assert outcome.exit_code == 0, outcome.console
@@ -185,7 +139,7 @@ def test_test_logs_come_back(first_build: FirstBuild) -> None:
 
 
 def test_after_clean_everything_comes_from_the_cache(
-    bazel: Bazel, server: Server, first_build: FirstBuild
+    bazel: Bazel, server: ServerProcess, first_build: FirstBuild
 ) -> None:
     bazel.clean()
     again = bazel.run("test", "//...", *remote(server))
@@ -228,7 +182,7 @@ def test_worker_actions_carry_their_properties(first_build: FirstBuild) -> None:
 
 
 def test_a_change_rebuilds_only_what_depends_on_it(
-    bazel: Bazel, server: Server, first_build: FirstBuild
+    bazel: Bazel, server: ServerProcess, first_build: FirstBuild
 ) -> None:
     bazel.clean()
     page = bazel.workspace / "pages" / "worker.page"
@@ -244,27 +198,29 @@ def test_a_change_rebuilds_only_what_depends_on_it(
     assert "<p>Edited.</p>" in bazel.built("pages/book.html").read_text()
 
 
-def test_a_failing_action_shows_its_stderr(bazel: Bazel, server: Server) -> None:
+def test_a_failing_action_shows_its_stderr(bazel: Bazel, server: ServerProcess) -> None:
     outcome = bazel.run("build", "//broken:failing", *remote(server, "broken"))
     assert outcome.exit_code == 1, outcome.console
     assert "this action fails on purpose" in outcome.console
     assert "(Exit 3)" in outcome.console
 
 
-def test_a_failing_worker_action_shows_the_workers_output(bazel: Bazel, server: Server) -> None:
+def test_a_failing_worker_action_shows_the_workers_output(
+    bazel: Bazel, server: ServerProcess
+) -> None:
     outcome = bazel.run("build", "//broken:page", *remote(server, "broken"))
     assert outcome.exit_code == 1, outcome.console
     assert "broken/broken.page:5: not an entry of a list: three" in outcome.console
 
 
-def test_a_failing_test_shows_its_log(bazel: Bazel, server: Server) -> None:
+def test_a_failing_test_shows_its_log(bazel: Bazel, server: ServerProcess) -> None:
     outcome = bazel.run("test", "//broken:failing_test", *remote(server, "broken"))
     assert outcome.exit_code == 3, outcome.console
     assert "FAILED in" in outcome.console
     assert "this test fails on purpose" in bazel.test_log("broken/failing_test")
 
 
-def test_a_test_that_never_ends_times_out_with_its_log(bazel: Bazel, server: Server) -> None:
+def test_a_test_that_never_ends_times_out_with_its_log(bazel: Bazel, server: ServerProcess) -> None:
     arguments = ["--test_timeout=3", *remote(server, "broken")]
     outcome = bazel.run("test", "//broken:endless_test", *arguments)
     assert outcome.exit_code == 3, outcome.console
@@ -272,7 +228,7 @@ def test_a_test_that_never_ends_times_out_with_its_log(bazel: Bazel, server: Ser
     assert "this test never ends" in bazel.test_log("broken/endless_test")
 
 
-def test_a_build_can_leave_its_outputs_on_the_server(bazel: Bazel, server: Server) -> None:
+def test_a_build_can_leave_its_outputs_on_the_server(bazel: Bazel, server: ServerProcess) -> None:
     bazel.clean()
     arguments = ["--remote_download_minimal", *remote(server, "minimal")]
     outcome = bazel.run("build", "//...", *arguments)
@@ -281,7 +237,7 @@ def test_a_build_can_leave_its_outputs_on_the_server(bazel: Bazel, server: Serve
     assert not bazel.built("text/whole.txt").exists()
 
 
-def test_an_instance_name_may_have_slashes(bazel: Bazel, server: Server) -> None:
+def test_an_instance_name_may_have_slashes(bazel: Bazel, server: ServerProcess) -> None:
     bazel.clean()
     outcome = bazel.run("build", "//text/...", *remote(server, "team/a"))
     assert outcome.exit_code == 0, outcome.console
@@ -289,13 +245,13 @@ def test_an_instance_name_may_have_slashes(bazel: Bazel, server: Server) -> None
     assert bazel.built("text/greeting.txt").read_text() == "Built, not downloaded.\n"
 
 
-def test_an_unknown_instance_name_is_refused(bazel: Bazel, server: Server) -> None:
+def test_an_unknown_instance_name_is_refused(bazel: Bazel, server: ServerProcess) -> None:
     outcome = bazel.run("build", "//text/...", *remote(server, "nobody"))
     assert outcome.exit_code != 0, outcome.console
     assert "nobody" in outcome.console
 
 
-def test_local_builds_share_the_cache(bazel: Bazel, server: Server) -> None:
+def test_local_builds_share_the_cache(bazel: Bazel, server: ServerProcess) -> None:
     arguments = [
         "--config=cache",
         f"--remote_cache=grpc://{server.address}",

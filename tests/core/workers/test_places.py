@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from stoker.workers.key import WorkerKey
 from stoker.workers.places import Places, Ticket
@@ -36,9 +36,6 @@ class Piece:
 
 class PlacesMachine(RuleBasedStateMachine):
     """Clients that ask, give up, work and rest; workers that die and end at any time."""
-
-    tickets: Bundle[Ticket[Piece]] = Bundle("tickets")
-    busy: Bundle[Piece] = Bundle("busy")
 
     def __init__(self) -> None:
         super().__init__()

@@ -273,5 +273,5 @@ async def test_a_worker_whose_start_was_abandoned_does_not_start(workshop: Works
             await worker.root.lay_out(work.tree)
             with trio.move_on_after(0):
                 await worker.start()
-            with pytest.raises(WorkerFailed, match="no process.* was stopped before it started"):
+            with pytest.raises(WorkerFailed, match="was stopped by the server"):
                 await worker.start()

@@ -29,6 +29,9 @@ class Fault:
     exit: Exit | None = None
 
 
+STOPPED = Fault("was stopped by the server")
+
+
 class ConversationOver(Exception):
     """No answer comes any more. Says what was seen; the worker makes a WorkerFailed of it."""
 
@@ -71,7 +74,7 @@ class Conversation:
                     await self._read_stdout()
                     await self._watch_silence()
         finally:
-            self._end(Fault("was stopped by the server"))
+            self._end(STOPPED)
 
     async def ask(self, request: WorkRequest) -> WorkResponse:
         """The response to `request`. Raises ConversationOver, at once if it already is.

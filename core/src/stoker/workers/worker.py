@@ -14,7 +14,7 @@ import trio
 from stoker.errors import StokerError
 from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
 from stoker.spi import ExecutionStrategy, Process, ProcessSpec, Sandbox, WorkerProtocol
-from stoker.workers.conversation import Conversation, ConversationOver, Fault
+from stoker.workers.conversation import STOPPED, Conversation, ConversationOver, Fault
 from stoker.workers.failure import WorkerFailed, read_log_tail
 from stoker.workers.key import WorkerKey
 
@@ -100,10 +100,9 @@ class Worker(Generic[RootT]):
                 self.kill()
         if self._start_error is not None:
             raise self._start_error
-        if self._conversation is None:
-            raise self._failed(Fault("was stopped before it started"), answered=False)
-        if self._conversation.fault is not None:
-            raise self._failed(self._conversation.fault, answered=False)
+        if not self.usable:
+            fault = self._conversation.fault if self._conversation is not None else None
+            raise self._failed(fault or STOPPED, answered=False)
 
     async def perform(self, request: WorkRequest) -> WorkResponse:
         """The response to `request`, starting the process first where that is still to be done.

@@ -15,6 +15,7 @@ from stoker.config import Configuration, check_document, effective_document, rea
 from stoker.errors import ConfigurationError
 from stoker.plugins import Catalogue, Kind, load_catalogue
 from stoker.spi import BlobStore, Context, Provider, Settings
+from stoker.storage.memory import MemoryBlobStore
 
 FULL = """
 [server]
@@ -212,8 +213,7 @@ class NeedySettings(Settings, frozen=True):
 
 @asynccontextmanager
 async def open_needy(_: NeedySettings, __: Context) -> AsyncIterator[BlobStore]:
-    raise AssertionError("never opened here")
-    yield
+    yield MemoryBlobStore()
 
 
 def test_a_kind_with_required_settings_needs_its_table() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 from google.longrunning import operations_pb2
 
 from stoker.digest import SHA256, Digest
@@ -46,7 +47,7 @@ class Calls:
             address, options=[("grpc.use_local_subchannel_pool", 1)]
         )
 
-    def unary(self, method: str, response_type: type) -> grpc.UnaryUnaryMultiCallable:
+    def unary(self, method: str, response_type: type[Message]) -> grpc.UnaryUnaryMultiCallable:
         return self.channel.unary_unary(
             REAPI + method, lambda m: m.SerializeToString(), response_type.FromString
         )

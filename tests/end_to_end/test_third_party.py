@@ -24,8 +24,8 @@ NICE = LOCAL.replace('strategy = "local"', 'strategy = "polite"') + (
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment in which the example is installed, beside the stoker that is under test."""
     site = tmp_path_factory.mktemp("site")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site]
-    subprocess.run([*install, str(EXAMPLE)], check=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+    subprocess.run([*install, str(site), str(EXAMPLE)], check=True)
     return {**os.environ, "PYTHONPATH": str(site)}
 
 

@@ -376,7 +376,7 @@ async def test_operations_are_listed_in_pages(client: Client) -> None:  # OPS-20
             break
     assert listed == names
     for bad in ({"filter": "done"}, {"page_token": "bad"}, {"page_size": -1}, {"name": "no"}):
-        request = operations_pb2.ListOperationsRequest(**bad)  # type: ignore[arg-type] # by name
+        request = operations_pb2.ListOperationsRequest(**bad)
         call = client.unary(
             OPERATIONS + "ListOperations", request, operations_pb2.ListOperationsResponse
         )

@@ -26,9 +26,17 @@ class Running:
 Serve = Callable[..., Awaitable[Running]]
 
 
+async def give_up() -> None:
+    """Fail a test that hangs, rather than the whole run."""
+    await trio.sleep(90)
+    raise TimeoutError("the test hangs")
+
+
 @pytest.fixture
 def serve(nursery: trio.Nursery) -> Serve:
     """Start a server with these methods, or whole services, on a free port of loopback."""
+
+    nursery.start_soon(give_up)
 
     async def start(
         methods: Mapping[str, Method],

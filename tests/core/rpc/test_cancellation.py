@@ -129,7 +129,7 @@ async def test_a_deadline_of_the_official_client(serve: Any, with_grpcio: Any) -
     assert await with_grpcio(running.target, use) is grpc.StatusCode.DEADLINE_EXCEEDED
     await watched.ended.wait()
     assert watched.how == "cancelled"
-    assert 0 <= watched.seconds_left <= 0.2
+    assert 0 <= watched.seconds_left < 1
 
 
 async def test_a_deadline_of_trio_ends_the_scope_and_reaches_the_server(serve: Any) -> None:

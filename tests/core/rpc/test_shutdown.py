@@ -189,6 +189,33 @@ async def test_a_queue_that_nobody_reads_does_not_hold_the_server_up(serve: Any)
             await running.server.stop(0)
 
 
+async def test_a_call_that_a_handler_has_kept_does_not_hold_the_server_up(serve: Any) -> None:
+    kept = []
+
+    async def keep(request: bytes, call: ServerCall) -> bytes:
+        kept.append(call)
+        return b""
+
+    async def keep_stream(call: ServerCall) -> None:
+        kept.append(call)
+
+    running = await serve(
+        {
+            "Unary": unary_unary(keep, bytes, bytes),
+            "Stream": stream_stream(keep_stream, bytes, bytes),
+        }
+    )
+    with trio.fail_after(20):
+        async with open_channel(running.target) as channel:
+            await Caller(channel).unary()
+            await Caller(channel).stream()
+        await running.server.stop(60)
+    assert len(kept) == 2
+    for call in kept:
+        with pytest.raises(trio.ClosedResourceError):
+            _ = call.peer
+
+
 async def test_thirty_lives(nursery: trio.Nursery) -> None:
     async def echo(request: bytes, call: ServerCall) -> bytes:
         return request

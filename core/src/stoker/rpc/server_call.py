@@ -170,7 +170,7 @@ class ServerCall:
         self._finish(error.code, sent_message(error), trailing, None)
 
     def release(self) -> None:
-        """Let go of gRPC's call: while it is held, the connection cannot close."""
+        """Let go of gRPC's call and of the messages read ahead, whoever still holds this one."""
         if self._incoming is not None:
             self._incoming.stop()
         self._core = self._incoming = self._outgoing = None

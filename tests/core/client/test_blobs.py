@@ -11,7 +11,18 @@ import trio
 
 from stoker.client import RemoteInstance, open_remote
 from stoker.digest import SHA256, Digest
-from stoker.rpc import RpcError, StatusCode
+from stoker.errors import DataLoss
+from stoker.protos import bytestream_pb2
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.rpc import (
+    RpcError,
+    Server,
+    ServerCall,
+    Service,
+    StatusCode,
+    unary_stream,
+    unary_unary,
+)
 from stoker.testing.server import MEMORY_ONLY, open_test_server
 
 
@@ -133,3 +144,48 @@ async def test_an_instance_that_is_not_there_is_named(tmp_path: Path) -> None:
         with pytest.raises(RpcError, match="'elsewhere'"):
             async with open_remote(server.address, "elsewhere"):
                 pass
+
+
+async def test_an_instance_name_of_several_segments(tmp_path: Path) -> None:  # BSR-02
+    toml = MEMORY_ONLY.replace('[instances.""]', '[instances."a/b c"]')
+    blobs = blobs_of(b"small", os.urandom(10_000_000))
+    async with (
+        open_test_server(toml, tmp_path) as server,
+        open_remote(server.address, "a/b c") as remote,
+    ):
+        await remote.upload_blobs(blobs)
+        assert {digest: await remote.read_blob(digest) for digest in blobs} == blobs
+
+
+@pytest.mark.parametrize("sent", [b"wrong", b"short", b"right and more", b""])
+async def test_a_server_that_sends_another_blob_is_caught(sent: bytes, tmp_path: Path) -> None:
+    seen: list[reapi.RequestMetadata] = []
+
+    async def read(_: bytestream_pb2.ReadRequest, call: ServerCall) -> None:
+        await call.send(bytestream_pb2.ReadResponse(data=sent))
+
+    async def capabilities(
+        _: reapi.GetCapabilitiesRequest, call: ServerCall
+    ) -> reapi.ServerCapabilities:
+        header = call.metadata.get("build.bazel.remote.execution.v2.requestmetadata-bin")
+        assert isinstance(header, bytes)
+        seen.append(reapi.RequestMetadata.FromString(header))
+        return reapi.ServerCapabilities()
+
+    reading = unary_stream(read, bytestream_pb2.ReadRequest, bytestream_pb2.ReadResponse)
+    asking = unary_unary(capabilities, reapi.GetCapabilitiesRequest, reapi.ServerCapabilities)
+    server = Server(
+        [
+            Service("google.bytestream.ByteStream", {"Read": reading}),
+            Service("build.bazel.remote.execution.v2.Capabilities", {"GetCapabilities": asking}),
+        ]
+    )
+    port = server.add_listener("127.0.0.1:0")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve)
+        async with open_remote(f"127.0.0.1:{port}") as remote:
+            with pytest.raises(DataLoss):
+                await remote.download_file(SHA256.digest(b"right"), tmp_path / "file")
+        await server.stop(0)
+    assert list(tmp_path.iterdir()) == []
+    assert [metadata.tool_details.tool_name for metadata in seen] == ["stoker"]  # GEN-11

@@ -179,13 +179,16 @@ async def open_server(
             _instance(name, table, configuration, services)
             for name, table in configuration.instances.items()
         ]
+        executors = [
+            await stack.enter_async_context(_open_executor(name, configuration, services))
+            for name in _used_executors(configuration)
+        ]
+        # After the executors, so that no slot works on one that is being closed.
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
-        for name in _used_executors(configuration):
-            executor = await stack.enter_async_context(
-                _open_executor(name, configuration, services)
-            )
-            _start_slots(nursery, executor, configuration.executors[name], scheduler, instances)
+        for executor in executors:
+            slots = configuration.executors[executor.name].slots
+            _start_slots(nursery, executor, slots, scheduler, instances)
         health = Health()
         server = _rpc_server(Instances(instances), scheduler, health)
         addresses = tuple(_listen(server, configuration))
@@ -195,7 +198,8 @@ async def open_server(
         try:
             yield RunningServer(addresses, scheduler, health)
         finally:
-            health.set_serving("", serving=False)
+            for name in ("", *_SERVED):
+                health.set_serving(name, serving=False)
             await server.stop(configuration.server.drain_seconds)
 
 
@@ -265,7 +269,7 @@ async def _open_executor(
 def _start_slots(
     nursery: trio.Nursery,
     executor: Executor,
-    table: ExecutorTable,
+    slots: int,
     scheduler: Scheduler,
     instances: list[Instance],
 ) -> None:
@@ -275,7 +279,7 @@ def _start_slots(
         instance = caches[action.namespace]
         await instance.actions.update(instance.action_key(action.digest), result)
 
-    for _ in range(table.slots):
+    for _ in range(slots):
         nursery.start_soon(serve_slot, scheduler, executor.name, executor.run, file_result)
 
 
@@ -310,12 +314,13 @@ def _rpc_server(instances: Instances, scheduler: Scheduler, health: Health) -> S
 def _listen(server: Server, configuration: Configuration) -> list[str]:
     credentials = _tls(configuration)
     addresses = []
-    for address in configuration.server.listen:
+    for written in configuration.server.listen:
+        unix = written.startswith("unix:")
+        address = f"unix:{configuration.path(written[5:])}" if unix else written
         try:
             port = server.add_listener(address, credentials)
         except OSError as error:
             raise ConfigurationError([f"[server] listen: {error}"]) from error
-        unix = address.startswith("unix:")
         addresses.append(address if unix else f"{address.rpartition(':')[0]}:{port}")
     return addresses
 

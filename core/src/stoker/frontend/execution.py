@@ -23,6 +23,10 @@ HEARTBEAT_SECONDS = 30.0
 """An unchanged operation is told again after this time, lest an idle connection be cut (OPS-07)."""
 
 
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""What an Action or Command may weigh: they are read whole."""
+
+
 class ExecutionService:
     """Accepts actions, and lets any number of clients wait for them."""
 
@@ -119,6 +123,8 @@ async def _final_message(
 
 async def _read(instance: Instance, digest: Digest) -> bytes:
     """An Action or Command. Raises InputsMissing, which makes the client upload it (EXE-03)."""
+    if digest.size_bytes > MAX_MESSAGE_BYTES:
+        raise InvalidRequest(f"blob {digest} is too large for an Action or Command")
     blobs = await instance.blobs.read_many([digest])
     if digest not in blobs:
         raise InputsMissing([digest])

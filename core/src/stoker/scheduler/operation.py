@@ -35,6 +35,8 @@ class Operation:
     """What is known of the run so far (OPS-15)."""
     watchers: int = 0
     """How many streams wait for the end of it."""
+    departures: int = 0
+    """How often the last of them has gone."""
     version: int = 0
     """Grows with every change."""
     _changed: trio.Event = field(default_factory=trio.Event)

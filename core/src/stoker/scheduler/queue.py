@@ -33,7 +33,8 @@ class Task:
     action: LoadedAction
     priority: int
     sequence: int
-    group: Group
+    eligible: frozenset[str]
+    """The executors that satisfy its requirements."""
     stage: Stage = Stage.QUEUED
     executor: str | None = None
     attempts: int = 0
@@ -52,10 +53,11 @@ class Task:
 
 @dataclass(eq=False, slots=True)
 class Group:
-    """Tasks with equal requirements, soonest first. Dispatch costs by groups, not by tasks."""
+    """Waiting tasks that the same executors are eligible for, soonest first.
 
-    executors: frozenset[str]
-    """Those that satisfy the requirements."""
+    Handing out costs by the number of groups, not of tasks.
+    """
+
     _waiting: list[tuple[tuple[int, int], Task]] = field(default_factory=list)
 
     def push(self, task: Task) -> None:
@@ -100,12 +102,12 @@ class Queue:
         FailedPrecondition where none of them can ever match (EXE-13), Overloaded where the
         queue is full (EXE-25).
         """
-        group = self._group(requirements(action.platform), executors)
-        task = Task(action, priority, self._sequence, group)
+        eligible = self._eligible(requirements(action.platform), executors)
+        task = Task(action, priority, self._sequence, eligible)
         if twin := self._in_flight.get(task.merge_key):
             self._raise_priority(twin, priority)
             return twin, None
-        free = self._free_executor(group)
+        free = self._take_free_slot(eligible)
         if free is None and self.queued >= self._max_queued:
             raise Overloaded(f"{self.queued} actions are queued, the most allowed", 5.0)
         self._sequence += 1
@@ -115,7 +117,7 @@ class Queue:
 
     def offer(self, executor: str) -> Task | None:
         """A slot of `executor` is free: returns its next task, or None and remembers the slot."""
-        heads = (g.head() for g in self._groups.values() if executor in g.executors)
+        heads = (g.head() for eligible, g in self._groups.items() if executor in eligible)
         task = min((head for head in heads if head), key=lambda head: head.rank, default=None)
         if task is None:
             self._free[executor] += 1
@@ -134,7 +136,7 @@ class Queue:
         self._count(task, -1)
         task.stage = Stage.COMPLETED
         del self._in_flight[task.merge_key]
-        self._forget_if_empty(task.group)
+        self._forget_if_empty(task.eligible)
 
     def requeue(self, task: Task) -> str | None:
         """`task` was handed out and not run: it waits again, at its old place (OPS-14).
@@ -144,14 +146,14 @@ class Queue:
         self._count(task, -1)
         task.stage, task.executor = Stage.QUEUED, None
         self._enqueue(task)
-        free = self._free_executor(task.group)
+        free = self._take_free_slot(task.eligible)
         return self._hand_over(task, free) if free else None
 
-    def _group(self, required: Platform, executors: Collection[str]) -> Group:
-        matching = frozenset(e for e in executors if satisfies(self._offers[e], required))
-        if not matching:
+    def _eligible(self, required: Platform, executors: Collection[str]) -> frozenset[str]:
+        eligible = frozenset(e for e in executors if satisfies(self._offers[e], required))
+        if not eligible:
             raise FailedPrecondition(self._explain(required, executors))
-        return self._groups.get(matching) or Group(matching)
+        return eligible
 
     def _explain(self, required: Platform, executors: Collection[str]) -> str:
         reasons = [
@@ -161,8 +163,7 @@ class Queue:
         return f"no executor matches the action's platform: {'. '.join(reasons)}"
 
     def _enqueue(self, task: Task) -> None:
-        self._groups.setdefault(task.group.executors, task.group)
-        task.group.push(task)
+        self._groups.setdefault(task.eligible, Group()).push(task)
         self._count(task, 1)
 
     def _hand_over(self, task: Task, executor: str) -> str:
@@ -171,13 +172,13 @@ class Queue:
         task.stage, task.executor = Stage.EXECUTING, executor
         task.attempts += 1
         self._count(task, 1)
-        self._forget_if_empty(task.group)
+        self._forget_if_empty(task.eligible)
         return executor
 
-    def _free_executor(self, group: Group) -> str | None:
-        """Take a free slot of the executor that has waited longest."""
+    def _take_free_slot(self, eligible: frozenset[str]) -> str | None:
+        """Take a free slot of the eligible executor that was given work least recently."""
         for name in self._rotation:
-            if name in group.executors and self._free[name]:
+            if name in eligible and self._free[name]:
                 self._free[name] -= 1
                 self._rotation.remove(name)
                 self._rotation.append(name)
@@ -188,7 +189,7 @@ class Queue:
         """A second, more urgent request lifts the shared task (EXE-22)."""
         if priority < task.priority and task.stage is Stage.QUEUED:
             task.priority = priority
-            task.group.push(task)
+            self._groups[task.eligible].push(task)
 
     def _count(self, task: Task, change: int) -> None:
         if task.stage is Stage.QUEUED:
@@ -196,6 +197,7 @@ class Queue:
         elif task.stage is Stage.EXECUTING:
             self.executing += change
 
-    def _forget_if_empty(self, group: Group) -> None:
-        if group.head() is None:
-            self._groups.pop(group.executors, None)
+    def _forget_if_empty(self, eligible: frozenset[str]) -> None:
+        group = self._groups.get(eligible)
+        if group is not None and group.head() is None:
+            del self._groups[eligible]

@@ -149,7 +149,8 @@ class Scheduler:
         finally:
             operation.watchers -= 1
             if operation.watchers == 0 and operation.stage is not Stage.COMPLETED:
-                self._nursery.start_soon(self._abandon_later, operation)
+                operation.departures += 1
+                self._nursery.start_soon(self._abandon_later, operation, operation.departures)
 
     @property
     def queued(self) -> int:
@@ -256,9 +257,9 @@ class Scheduler:
             self._tell(task, Stage.QUEUED, reapi.ExecutedActionMetadata())
             self._hand_over(task, self._queue.requeue(task))
 
-    async def _abandon_later(self, operation: Operation) -> None:
+    async def _abandon_later(self, operation: Operation, departure: int) -> None:
         await trio.sleep(self._settings.abandoned_after_seconds)
-        if operation.watchers == 0:
+        if operation.watchers == 0 and operation.departures == departure:
             self.cancel(operation)
 
     def _forget_expired(self) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from google.protobuf.message import Message
 from google.longrunning import operations_pb2
+from google.protobuf.message import Message
 
 from stoker.digest import SHA256, Digest
 from stoker.protos import bytestream_pb2 as bytestream

@@ -13,6 +13,8 @@ import pytest
 
 from stoker.cli import main
 
+NOT_DEFAULTS = ("tls_", "executors", "slots", "worker_protocols")
+
 
 class Terminal:
     """Runs commands in a folder of its own, without a TOML file or state from elsewhere."""
@@ -55,7 +57,7 @@ def test_what_init_shows_commented_out_is_the_default(stoker: Terminal, tmp_path
     # Every line that is code behind a mark; comments begin with a capital or are whole sentences.
     shown = [line[2:] for line in text.splitlines() if line.startswith("# ") and " = " in line]
     uncommented = tomllib.loads(
-        "\n".join(line for line in shown if not line.startswith(("tls_", "executors", "slots", "worker_protocols")))
+        "\n".join(line for line in shown if not line.startswith(NOT_DEFAULTS))
         .replace('strategy = "local"', "[executors.local]\nstrategy = 'local'")
         .replace("default_timeout_seconds", "[executors.local.limits]\ndefault_timeout_seconds")
         .replace("idle_seconds", "[executors.local.workers]\nidle_seconds")

@@ -125,7 +125,8 @@ class Finished:
     "outputs",
     multiple=True,
     metavar="PATH",
-    help="File or folder to bring back, relative to the working directory. May be repeated.",
+    help="File or folder to bring back, relative to the working directory. What is there already "
+    "is uploaded like any other file, unless it is excluded. May be repeated.",
 )
 @click.option(
     "--env",
@@ -276,7 +277,8 @@ async def _execute(
         done = None
         try:
             async for operation in operations:
-                say(_STAGES.get(stage_of(operation), "waiting"))
+                if stage := _STAGES.get(stage_of(operation)):
+                    say(stage)
                 done = operation if operation.done else None
         finally:
             if done is None and operations.name:
@@ -329,7 +331,8 @@ def _summary(finished: Finished) -> str:
         words.append("nothing brought back (--output PATH would)")
     else:
         files, size_bytes = finished.downloaded
-        words.append(f"{files} files brought back, {decimal(size_bytes)}")
+        noun = "file" if files == 1 else "files"
+        words.append(f"{files} {noun} brought back, {decimal(size_bytes)}")
     return "; ".join(words)
 
 

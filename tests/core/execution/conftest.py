@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,13 @@ def cas() -> Cas:
 @pytest.fixture
 def strategy() -> ExecutionStrategy:
     return LocalStrategy()
+
+
+@pytest.fixture
+def deep_folders(tmp_path: Path) -> Iterator[None]:
+    """For tests that make deep trees: pytest's own removal of `tmp_path` fails on a left one."""
+    yield
+    subprocess.run(["/bin/rm", "-rf", *tmp_path.iterdir()], check=True)
 
 
 @pytest.fixture(name="open_rig")

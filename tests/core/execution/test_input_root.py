@@ -329,6 +329,7 @@ async def test_a_cancelled_layout_is_mended_by_the_next(cas: Cas, tmp_path: Path
     assert entries(root.folder) == {"a": LARGE, "b": b"small"}
 
 
+@pytest.mark.usefixtures("deep_folders")
 async def test_removal_of_a_very_deep_tree(any_cas: Cas, root: InputRoot, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

@@ -298,8 +298,11 @@ async def test_an_executor_without_workers(rig: Rig) -> None:
 
 
 async def test_a_flag_file_that_names_an_absent_one(worker_rig: Rig) -> None:
+    await worker_rig.run(await work(worker_rig.cas, "pid"))
     with pytest.raises(InvalidRequest, match="absent"):
         await worker_rig.run(await work(worker_rig.cas, "@absent"))
+    outcome = await worker_rig.run(await work(worker_rig.cas, "pid"))
+    assert facts(outcome)["served"] == 2, "the worker is none the worse for it"
 
 
 async def test_a_timeout_ends_the_worker_and_keeps_outputs(worker_rig: Rig) -> None:

@@ -168,7 +168,8 @@ async def test_timestamps_and_the_call_at_the_start(rig: Rig) -> None:
 async def test_a_timeout_keeps_what_there_is(rig: Rig) -> None:
     # RUN-19, RUN-21: what is written on TERM is kept as well.
     script = (
-        "trap 'echo late; echo 2 > g; exit 3' TERM; echo early; echo err >&2; echo 1 > f;"
+        "trap 'sleep 0.2; echo late; echo 2 > g; exit 3' TERM;"
+        "echo early; echo err >&2; echo 1 > f;"
         "while :; do sleep 0.05; done"
     )
     action = await rig.cas.shell(script, timeout_seconds=0.3, output_paths=["f", "g"])

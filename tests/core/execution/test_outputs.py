@@ -424,6 +424,7 @@ async def test_a_file_that_changes_while_it_is_stored(cas: Cas, tmp_path: Path) 
         await uploads.publish()
 
 
+@pytest.mark.usefixtures("deep_folders")
 async def test_a_directory_deeper_than_recursion(rig: Rig) -> None:
     script = "import os\nfor i in range(1500): os.mkdir('d'); os.chdir('d')"
     result = await rig.shell(f'python3 -c "{script}"', output_paths=["d"])
@@ -432,6 +433,7 @@ async def test_a_directory_deeper_than_recursion(rig: Rig) -> None:
     assert rig.leftovers() == []
 
 
+@pytest.mark.usefixtures("deep_folders")
 async def test_a_directory_deeper_than_paths_go(rig: Rig) -> None:
     script = "import os\nfor i in range(2200): os.mkdir('d'); os.chdir('d')"
     error = await error_of(rig, f'python3 -c "{script}"', output_paths=["d"])

@@ -43,12 +43,12 @@ class OnWorker:
         A worker that dies before it says anything is replaced once (PWK-10). Raises what
         :meth:`stoker.execution.executor.Executor.run` raises. Cancellation ends the worker.
         """
+        # Before there is a worker: a request that is at fault must not cost a warm one.
+        request = await build_request(plan, run.action, run.tree, self._blobs)
         failure: WorkerFailed | None = None
         for _ in range(_ATTEMPTS):
             try:
-                return await self._attempt(run, plan)
-            except _OutOfTime as end:
-                return end.outcome
+                return await self._attempt(run, plan, request)
             except ProgramNotStarted as error:
                 run.without_worker(f"the worker could not be started: {error}")
                 return None
@@ -60,24 +60,19 @@ class OnWorker:
         run.without_worker(f"{failure}")
         return None
 
-    async def _attempt(self, run: Run, plan: WorkerPlan) -> Outcome:
+    async def _attempt(self, run: Run, plan: WorkerPlan, request: WorkRequest) -> Outcome:
         environment = environment_of(run.action.command)
         async with self._pool.lease(plan, run.action, environment) as worker:
             await worker.root.lay_out(run.tree, run.folders)
-            request = await build_request(plan, run.action, run.tree, self._blobs)
             run.stages.mark("input_fetch_completed")
             # What it takes to start is not the action's time (RUN-20).
             await worker.start()
             run.start()
             response = await self._perform(run, worker, request)
             run.stages.mark("execution_completed")
-            if response is None:
-                # By an exception, so that the worker, which is still at it, is ended.
-                raise _OutOfTime(await self._out_of_time(run, worker))
             run.stages.note({"worker": worker.name, "served": worker.served})
-            # PWK-08: what a worker says belongs on stderr, as with Bazel's own workers.
-            ending = Ending(response.exit_code, stderr=response.output.encode())
-            return await conclude(run, ending, worker.folder, self._blobs)
+            # A worker that ran out of time is of no more use: the pool ends it.
+            return await conclude(run, self._ending(run, response), worker.folder, self._blobs)
 
     async def _perform(
         self, run: Run, worker: Worker[InputRoot], request: WorkRequest
@@ -86,16 +81,9 @@ class OnWorker:
             return await worker.perform(request)
         return None
 
-    async def _out_of_time(self, run: Run, worker: Worker[InputRoot]) -> Outcome:
-        run.stages.note({"worker": worker.name, "served": worker.served})
-        error = TimedOut(run.limit_seconds, self._executor)
-        ending = Ending(_EXIT_CODE_OF_TIMEOUT, error=error)
-        return await conclude(run, ending, worker.folder, self._blobs)
-
-
-class _OutOfTime(Exception):
-    """Leaves a lease with an outcome."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        self.outcome = outcome
-        super().__init__()
+    def _ending(self, run: Run, response: WorkResponse | None) -> Ending:
+        if response is None:
+            error = TimedOut(run.limit_seconds, self._executor)
+            return Ending(_EXIT_CODE_OF_TIMEOUT, error=error)
+        # PWK-08: what a worker says belongs on stderr, as with Bazel's own workers.
+        return Ending(response.exit_code, stderr=response.output.encode())

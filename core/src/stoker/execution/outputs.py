@@ -56,8 +56,10 @@ async def collect_outputs(root: Path, command: reapi.Command, uploads: Uploads) 
     files = {node.location: node.status.st_size for node in survey.all_files()}
     digests = await uploads.add_files(LocalFile(*item) for item in files.items())
     description = _Description(command, digests, uploads)
-    # In a thread, as a large directory takes a while to write down.
-    result = await trio.to_thread.run_sync(description.result, survey)
+    if survey.folders:  # which may be large, and take a while to write down
+        result = await trio.to_thread.run_sync(description.result, survey)
+    else:
+        result = description.result(survey)
     return Collected(result, tuple(survey.skipped))
 
 

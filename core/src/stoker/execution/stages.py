@@ -12,17 +12,6 @@ from google.protobuf.struct_pb2 import Struct
 
 from stoker.protos import remote_execution_pb2 as reapi
 
-_ORDER = (
-    "worker_start",
-    "input_fetch_start",
-    "input_fetch_completed",
-    "execution_start",
-    "execution_completed",
-    "output_upload_start",
-    "output_upload_completed",
-    "worker_completed",
-)
-
 
 class Stages:
     """The metadata of one action as it comes about (RUN-27).
@@ -36,14 +25,12 @@ class Stages:
         """Begin now, on the executor of this name."""
         self._wall_ns = time.time_ns()
         self._counter_ns = time.monotonic_ns()
-        self._marked_ns: dict[str, int] = {}
         self._metadata = reapi.ExecutedActionMetadata(worker=executor)
         self.mark("worker_start")
 
     def mark(self, stage: str) -> None:
         """`stage`, the name of a timestamp without its ending, happens now."""
         now_ns = self._wall_ns + time.monotonic_ns() - self._counter_ns
-        self._marked_ns[stage] = now_ns
         getattr(self._metadata, f"{stage}_timestamp").FromNanoseconds(now_ns)
 
     def note(self, facts: Mapping[str, str | int | bool]) -> None:
@@ -59,20 +46,10 @@ class Stages:
         return copy
 
     def complete(self) -> reapi.ExecutedActionMetadata:
-        """The action ends now. A stage that it did not come to took no time.
-
-        Clients compute differences and take for granted that every timestamp is there.
-        """
+        """The action ends now, and every stage has been marked."""
         self.mark("worker_completed")
-        last_ns = self._wall_ns
-        for stage in _ORDER:
-            last_ns = self._marked_ns.get(stage, last_ns)
-            getattr(self._metadata, f"{stage}_timestamp").FromNanoseconds(last_ns)
-        self._set_duration()
-        return self.so_far()
-
-    def _set_duration(self) -> None:
         metadata = self._metadata
         started_ns = metadata.execution_start_timestamp.ToNanoseconds()
         ended_ns = metadata.execution_completed_timestamp.ToNanoseconds()
         metadata.virtual_execution_duration.FromNanoseconds(ended_ns - started_ns)
+        return self.so_far()

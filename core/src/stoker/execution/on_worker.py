@@ -47,6 +47,8 @@ class OnWorker:
         request = await build_request(plan, run.action, run.tree, self._blobs)
         failure: WorkerFailed | None = None
         for _ in range(_ATTEMPTS):
+            if failure is not None:
+                run.messages.append(f"{failure}")
             try:
                 return await self._attempt(run, plan, request)
             except ProgramNotStarted as error:
@@ -56,7 +58,6 @@ class OnWorker:
                 failure = error
                 if error.answered:
                     break
-                run.messages.append(f"{error}")
         run.without_worker(f"{failure}")
         return None
 

@@ -101,13 +101,14 @@ async def open_executor(
     name: str,
     blobs: spi.BlobStore,
     strategy: spi.ExecutionStrategy,
-    sandbox: spi.Sandbox,
+    sandbox: spi.Sandbox | None,
     workers: WorkerPool[InputRoot] | None,
     folder: Path,
     settings: ExecutionSettings,
 ) -> AsyncIterator[Executor]:
     """An executor that works below `folder`, which is swept first.
 
+    Without a `sandbox`, commands run as `strategy` starts them.
     Without `workers`, actions that ask for a persistent worker are run as any other. The pool is
     the caller's to open and close. Of `folder`, only ``actions`` and ``lock`` are used.
     Raises ConfigurationError if another executor, of whatever process, uses the folder.
@@ -118,8 +119,7 @@ async def open_executor(
         one_shot = OneShot(
             executor=name,
             blobs=blobs,
-            strategy=strategy,
-            sandbox=sandbox,
+            strategy=strategy if sandbox is None else _Enclosed(strategy, sandbox),
             workplace=workplace,
             grace_seconds=settings.termination_grace_seconds,
         )
@@ -130,3 +130,19 @@ async def open_executor(
             on_worker=None if workers is None else OnWorker(name, blobs, workers),
             settings=settings,
         )
+
+
+class _Enclosed(spi.ExecutionStrategy):
+    """A strategy whose processes run in a sandbox. Apart from here, neither knows of the other."""
+
+    def __init__(self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox) -> None:
+        self._strategy = strategy
+        self._sandbox = sandbox
+
+    @asynccontextmanager
+    async def start(self, spec: spi.ProcessSpec) -> AsyncIterator[spi.Process]:
+        async with (
+            self._sandbox.enclose(spec) as enclosed,
+            self._strategy.start(enclosed) as process,
+        ):
+            yield process

@@ -13,7 +13,7 @@ from stoker.execution.action_folders import Workplace
 from stoker.execution.input_root import InputRoot
 from stoker.execution.process import ActionFolders, process_spec
 from stoker.execution.run import Ending, Run, conclude
-from stoker.spi import BlobStore, ExecutionStrategy, Exit, Process, ProcessSpec, Sandbox
+from stoker.spi import BlobStore, ExecutionStrategy, Exit, Process, ProcessSpec
 
 _KILLED = Exit(128 + signal.SIGKILL, signal.SIGKILL)
 
@@ -32,14 +32,12 @@ class OneShot:
         executor: str,
         blobs: BlobStore,
         strategy: ExecutionStrategy,
-        sandbox: Sandbox,
         workplace: Workplace,
         grace_seconds: float,
     ) -> None:
         self._executor = executor
         self._blobs = blobs
         self._strategy = strategy
-        self._sandbox = sandbox
         self._workplace = workplace
         self._grace_seconds = grace_seconds
 
@@ -61,10 +59,7 @@ class OneShot:
         """Run to the end. When this returns, or raises, nothing of the process lives (RUN-22)."""
         run.start()
         try:
-            async with (
-                self._sandbox.enclose(spec) as enclosed,
-                self._strategy.start(enclosed) as process,
-            ):
+            async with self._strategy.start(spec) as process:
                 # Once more: what came before is not the command's time (RUN-20).
                 run.stages.mark("execution_start")
                 return await self._wait(process, run.limit_seconds)

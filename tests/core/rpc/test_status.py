@@ -6,7 +6,7 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]  # grpcio ships no types
 import pytest
 import trio
-from google.protobuf import duration_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from stoker.rpc import (
@@ -67,19 +67,23 @@ async def test_the_details_are_a_status_equal_to_the_call_s(serve: Any, with_grp
     assert status.details[0].type_url == "type.googleapis.com/google.rpc.RetryInfo"
 
 
-async def test_details_of_an_unknown_type_stay_wrapped(serve: Any) -> None:
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        any_pb2.Any(type_url="type.googleapis.com/no.Such", value=b"\x08\x01"),
+        any_pb2.Any(type_url="type.googleapis.com/google.rpc.RetryInfo", value=b"\xff\xff"),
+    ],
+    ids=["unknown type", "garbage"],
+)
+async def test_details_that_cannot_be_unpacked_stay_wrapped(
+    serve: Any, wrapped: any_pb2.Any
+) -> None:
     async def odd(request: bytes, call: ServerCall) -> bytes:
-        status = status_pb2.Status(code=9, message="odd")
-        status.details.add(type_url="type.googleapis.com/no.Such", value=b"\x08\x01")
-        call.set_trailing_metadata([("details-bin", status.SerializeToString())])
-        raise RpcError(StatusCode.FAILED_PRECONDITION, "odd", list(status.details))
+        raise RpcError(StatusCode.FAILED_PRECONDITION, "odd", [wrapped, RETRY])
 
     running = await serve({"Odd": unary_unary(odd, bytes, bytes)})
     error = await call_it(running.target, "Odd")
-    detail: Any
-    (detail,) = error.details
-    assert detail.type_url == "type.googleapis.com/no.Such"
-    assert detail.value == b"\x08\x01"
+    assert error.details == (wrapped, RETRY)
 
 
 @pytest.mark.parametrize("code", [code for code in StatusCode if code is not StatusCode.OK])

@@ -1,5 +1,6 @@
 """Listeners, TLS, unix sockets, limits, and many streams."""
 
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,21 @@ async def test_a_unix_socket(serve: Any, tmp_path: Path) -> None:
     assert await echo_over(running.target, None) == b"hello"
 
 
+async def test_a_unix_socket_is_not_taken_from_a_living_server(serve: Any, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/socket"
+    running = await serve(METHODS, address=address)
+    with pytest.raises(OSError, match="another server listens there"):
+        Server([]).add_listener(address)
+    assert await echo_over(running.target, None) == b"hello"
+
+
+async def test_a_unix_socket_is_taken_over_from_a_dead_server(serve: Any, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(f"{tmp_path}/socket")
+    running = await serve(METHODS, address=f"unix:{tmp_path}/socket")
+    assert await echo_over(running.target, None) == b"hello"
+
+
 async def test_several_listeners(nursery: trio.Nursery, tmp_path: Path) -> None:
     server = Server([Service("test.Service", METHODS)])
     plain = server.add_listener("127.0.0.1:0")
@@ -120,6 +136,7 @@ async def test_a_port_is_not_shared() -> None:
     ("address", "reason"),
     [
         ("unix:/no/such/folder/socket", "No such file or directory"),
+        ("unix:/" + "long" * 40, "path too long"),
         ("nonsense", "neither host:port nor unix:path"),
         ("127.0.0.1:port", "neither host:port nor unix:path"),
         ("192.0.2.1:0", "Cannot assign requested address"),

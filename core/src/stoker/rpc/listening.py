@@ -1,4 +1,4 @@
-"""Finding out why gRPC could not listen: it says so only in its own log."""
+"""Finding out whether and why one cannot listen: gRPC says so only in its own log."""
 
 import contextlib
 import socket
@@ -15,6 +15,21 @@ def reason_not_to_listen(address: str) -> str:
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error)
     return "gRPC refused it, and its credentials if it has any"
+
+
+def is_served(address: str) -> bool:
+    """Return whether a server answers on the unix socket `address`; False for other addresses.
+
+    gRPC takes the path of a unix socket from whoever has it, dead or alive.
+    """
+    if not address.startswith("unix:"):
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(address.removeprefix("unix:"))
+    except OSError:
+        return False
+    return True
 
 
 def _try_unix(path: str) -> None:

@@ -8,7 +8,7 @@ import trio
 
 from stoker.rpc.completion_queue import Action, BatchEvent, NewCallEvent, Options, ServerQueue
 from stoker.rpc.credentials import TlsCredentials
-from stoker.rpc.listening import reason_not_to_listen
+from stoker.rpc.listening import is_served, reason_not_to_listen
 from stoker.rpc.poll_thread import PollThread
 from stoker.rpc.server_call import ServerCall, refuse
 from stoker.rpc.service import Method, Service
@@ -68,11 +68,13 @@ class Server:
         """Listen on "host:port" or "unix:/path"; return the port, the chosen one for port 0.
 
         To be called before `serve`; clients that connect before it wait. For a unix socket it
-        returns 1. Raises OSError with address and reason when nothing can listen there; two
-        servers never share a port.
+        returns 1, and takes a socket over that a dead server has left. Raises OSError with
+        address and reason when nothing can listen there; two servers never share an address.
         """
         if self._serving:
             raise RuntimeError("listeners are added before the server serves")
+        if is_served(address):
+            raise OSError(f"cannot listen on {address}: another server listens there")
         port = self._queue.add_port(address, credentials and credentials.for_grpc())
         if port == 0:
             raise OSError(f"cannot listen on {address}: {reason_not_to_listen(address)}")

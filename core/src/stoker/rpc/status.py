@@ -39,10 +39,11 @@ class RpcError(Exception):
     """A call that ends with a status other than OK.
 
     A handler raises it to end its call so; a client call raises it when the server did.
-    `details` are messages of any type. They travel as one google.rpc.Status in the trailing
-    metadata `grpc-status-details-bin`, with the same code and message. Clients bound the
-    metadata that they accept, many at 8 KiB, and see RESOURCE_EXHAUSTED instead when it is more:
-    so a message is cut at 2 KiB when it is sent, and details should be small.
+    `details` are messages of any type; an `Any` goes out as it is. They travel as one
+    google.rpc.Status in the trailing metadata `grpc-status-details-bin`, with the same code and
+    message. Clients bound the metadata that they accept, many at 8 KiB, and see
+    RESOURCE_EXHAUSTED instead when it is more: so a message is cut at 2 KiB when it is sent, and
+    details should be small.
     """
 
     def __init__(self, code: StatusCode, message: str, details: Sequence[Message] = ()) -> None:
@@ -71,7 +72,10 @@ def encode_details(error: RpcError) -> bytes:
     """Return the google.rpc.Status of `error`, serialised."""
     status = status_pb2.Status(code=error.code, message=sent_message(error))
     for detail in error.details:
-        status.details.add().Pack(detail)
+        if isinstance(detail, any_pb2.Any):
+            status.details.append(detail)
+        else:
+            status.details.add().Pack(detail)
     return status.SerializeToString()
 
 

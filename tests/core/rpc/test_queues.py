@@ -120,6 +120,25 @@ async def test_a_receiver_is_woken(nursery: trio.Nursery) -> None:
     assert received == [b"x"]
 
 
+async def test_of_two_receivers_at_once_one_is_refused(nursery: trio.Nursery) -> None:
+    core = Core()
+    incoming = Incoming(core.start)
+    outcomes: list[Any] = []
+
+    async def receive() -> None:
+        try:
+            outcomes.append(await incoming.receive())
+        except trio.BusyResourceError:
+            outcomes.append("busy")
+
+    nursery.start_soon(receive)
+    nursery.start_soon(receive)
+    await trio.testing.wait_all_tasks_blocked()
+    core.complete(Done(b"x"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert outcomes == ["busy", b"x"]
+
+
 async def send_many(outgoing: Outgoing, message: bytes, sent: list[bool]) -> None:
     while True:
         sent.append(await outgoing.send(message))

@@ -20,7 +20,7 @@ from stoker.rpc.service import (
     unary_stream,
     unary_unary,
 )
-from stoker.rpc.status import RpcError, StatusCode
+from stoker.rpc.status import RpcError, StatusCode, status_code
 
 __all__ = [
     # serving
@@ -42,6 +42,7 @@ __all__ = [
     # both sides
     "RpcError",
     "StatusCode",
+    "status_code",
     "Metadata",
     "TlsCredentials",
     "ClientTlsCredentials",

@@ -58,16 +58,19 @@ class _Direction:
     async def _rest(self) -> None:
         """Take part in trio's scheduling, though not at every message: that would cost more
         than small messages do."""
-        if self._sleeper is not None:
-            raise trio.BusyResourceError("another task is using this direction of the stream")
         self._steps += 1
         if self._steps % _STEPS_WITHOUT_REST:
             await trio.lowlevel.checkpoint_if_cancelled()
         else:
             await trio.lowlevel.checkpoint()
 
+    def _expect_wake(self) -> None:
+        """Name this task as the one to wake. With the lock held, `_sleep` follows without it."""
+        if self._sleeper is not None:
+            raise trio.BusyResourceError("another task is using this direction of the stream")
+        self._sleeper = trio.lowlevel.current_task()
+
     async def _sleep(self) -> None:
-        """Wait for `_wake`. `_sleeper` has to be set before, with the lock held."""
         await trio.lowlevel.wait_task_rescheduled(self._forget_sleeper)
 
     def _forget_sleeper(self, _raise_cancel: object) -> trio.lowlevel.Abort:
@@ -99,7 +102,7 @@ class Incoming(_Direction):
                 if not self._active:
                     self._read()
                     continue
-                self._sleeper = trio.lowlevel.current_task()
+                self._expect_wake()
             await self._sleep()
 
     def read_ahead(self) -> None:
@@ -184,7 +187,7 @@ class Outgoing(_Direction):
                 if self._has_room(1):
                     self._push(message)
                     return True
-                self._sleeper = trio.lowlevel.current_task()
+                self._expect_wake()
             await self._sleep()
 
     def end_with(self, operation: Operation) -> None:

@@ -17,6 +17,9 @@ from stoker.digest import Digest
 from stoker.errors import InvalidRequest, StokerError
 from stoker.protos import remote_execution_pb2 as reapi
 
+OUTPUT_NODE_PROPERTIES = ("mtime", "unix_mode")
+"""What a command may ask to be told of its outputs (CAP-15)."""
+
 Platform = Mapping[str, tuple[str, ...]]
 """Property names to their values. All values of a name must hold, as for ISA (EXE-15)."""
 
@@ -126,6 +129,7 @@ def _check_command(command: reapi.Command) -> None:
         raise InvalidRequest("the command has no arguments, so there is nothing to run")
     check_relative_path("working_directory", command.working_directory)
     _check_outputs(command)
+    _check_node_properties(command)
     for variable in command.environment_variables:
         if not variable.name or "=" in variable.name or "\0" in variable.name + variable.value:
             raise InvalidRequest(f"{variable.name!r} is no name of an environment variable")
@@ -145,7 +149,8 @@ def resolve_output(working_directory: str, path: str) -> str:
     Raises InvalidRequest for a path that is absolute, ends in a slash or leaves the input root.
     """
     resolved = posixpath.normpath(posixpath.join(working_directory, path))
-    if path.startswith("/") or path.endswith("/") or "\0" in path or resolved.startswith(".."):
+    leaves = resolved.startswith("/") or resolved.split("/")[0] == ".."
+    if leaves or path.startswith("/") or path.endswith("/") or "\0" in path:
         raise InvalidRequest(
             f"output path {path!r} must be relative, without a slash at its end, "
             f"and stay inside of the input root"
@@ -159,6 +164,15 @@ def _check_outputs(command: reapi.Command) -> None:
         resolve_output(command.working_directory, path)
         if parent := next((p for p in _parents(path) if p in files), None):
             raise InvalidRequest(f"output file {parent!r} is a parent of output {path!r}")
+
+
+def _check_node_properties(command: reapi.Command) -> None:
+    """EXE-28."""
+    if unknown := sorted(set(command.output_node_properties).difference(OUTPUT_NODE_PROPERTIES)):
+        raise InvalidRequest(
+            f"output_node_properties {', '.join(map(repr, unknown))} are not known; "
+            f"known are {', '.join(OUTPUT_NODE_PROPERTIES)}"
+        )
 
 
 def _parents(path: str) -> Iterable[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from stoker.action import Outcome
 from stoker.digest import SHA256, Digest
-from stoker.errors import FailedPrecondition, InvalidRequest, StokerError
+from stoker.errors import FailedPrecondition, StokerError
 from stoker.execution.outputs import collect_outputs
 from stoker.execution.uploads import Uploads
 from stoker.protos import remote_execution_pb2 as reapi
@@ -317,14 +317,6 @@ async def test_node_properties_where_asked_for(rig: Rig) -> None:
     assert root.node_properties.unix_mode.value == 0o710
     assert root.node_properties.mtime.seconds == 1_000_000_001
     assert root.files[0].node_properties.mtime.nanos == 500_000_000
-
-
-async def test_an_unknown_node_property_is_refused(rig: Rig) -> None:
-    # EXE-28
-    action = await rig.cas.shell("true", output_node_properties=["mtime", "colour"])
-    with pytest.raises(InvalidRequest, match="'colour' are not known; known are mtime, unix_mode"):
-        await rig.run(action)
-    assert not rig.started
 
 
 async def test_special_files_inside_are_left_out_and_named(rig: Rig) -> None:

@@ -57,6 +57,7 @@ async def test_capabilities(client: Client) -> None:  # CAP-02â€¦06, 09, 10, 12â
     assert not cache.split_blob_support
     assert execution.exec_enabled
     assert execution.digest_function == reapi.DigestFunction.SHA256
+    assert list(execution.supported_node_properties) == ["mtime", "unix_mode"]
     [priorities] = execution.execution_priority_capabilities.priorities
     assert priorities.min_priority <= 0 <= priorities.max_priority
     assert (answer.low_api_version.major, answer.low_api_version.minor) == (2, 0)

@@ -214,6 +214,7 @@ async def test_a_program_that_is_not_there(client: Client) -> None:  # RUN-17
         (("true",), {"platform": {"Pool": "big"}}, grpc.StatusCode.FAILED_PRECONDITION),  # EXE-13
         (("true",), {"timeout_seconds": 10**7}, grpc.StatusCode.INVALID_ARGUMENT),  # EXE-10
         (("true",), {"timeout_seconds": -1}, grpc.StatusCode.INVALID_ARGUMENT),
+        (("true",), {"output_node_properties": ["x"]}, grpc.StatusCode.INVALID_ARGUMENT),  # EXE-28
     ],
 )
 async def test_what_is_refused_at_once(

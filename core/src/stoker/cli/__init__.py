@@ -62,7 +62,10 @@ def _exit_code(error: BaseException) -> int:
             for problem in problems:
                 click.echo(f"Error: {problem}", err=True)
             return 1
-        case StokerError() | RpcError() | OSError() as failure:
+        case RpcError(message=message):
+            click.echo(f"Error: {message}", err=True)
+            return 1
+        case StokerError() | OSError() as failure:
             click.echo(f"Error: {failure}", err=True)
             return 1
     raise error

@@ -16,7 +16,6 @@ from stoker.execution.action_folders import Workplace, lock_folder
 from stoker.execution.input_root import InputRoot
 from stoker.execution.on_worker import OnWorker
 from stoker.execution.one_shot import OneShot
-from stoker.execution.outputs import check_node_properties
 from stoker.execution.run import Run, Started
 from stoker.execution.stages import Stages
 from stoker.storage.tree import read_input_tree
@@ -76,7 +75,6 @@ class Executor:
         (RUN-24). After cancellation no process and no folder of the action is left.
         """
         stages = Stages(self.name)
-        check_node_properties(action.command)
         limit_seconds = self._settings.limit_seconds(action)
         stages.mark("input_fetch_start")
         tree = await read_input_tree(self._blobs, action.input_root)

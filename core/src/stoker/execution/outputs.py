@@ -16,14 +16,11 @@ from typing import NamedTuple
 import trio
 
 from stoker.digest import Digest
-from stoker.errors import FailedPrecondition, InvalidRequest
+from stoker.errors import FailedPrecondition
 from stoker.execution.disk import on_disk
 from stoker.execution.output_survey import Folder, Node, Survey, survey_outputs
 from stoker.execution.uploads import LocalFile, Uploads
 from stoker.protos import remote_execution_pb2 as reapi
-
-NODE_PROPERTIES = frozenset({"mtime", "unix_mode"})
-"""What ``Command.output_node_properties`` may ask for."""
 
 
 class Collected(NamedTuple):
@@ -33,16 +30,6 @@ class Collected(NamedTuple):
     """With its output fields set, and no others."""
     skipped: tuple[str, ...]
     """Special files inside of output directories, relative to the input root (OUT-19)."""
-
-
-def check_node_properties(command: reapi.Command) -> None:
-    """Raise InvalidRequest if `command` asks for a node property that is not known (EXE-28)."""
-    unknown = sorted(set(command.output_node_properties) - NODE_PROPERTIES)
-    if unknown:
-        raise InvalidRequest(
-            f"output_node_properties {', '.join(map(repr, unknown))} are not known; "
-            f"known are {', '.join(sorted(NODE_PROPERTIES))}"
-        )
 
 
 async def collect_outputs(root: Path, command: reapi.Command, uploads: Uploads) -> Collected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stoker.action import OUTPUT_NODE_PROPERTIES
 from stoker.digest import DIGEST_FUNCTIONS
 from stoker.frontend.instances import Instance, Instances
 from stoker.protos import remote_execution_pb2 as reapi
@@ -63,6 +64,7 @@ def _execution_capabilities() -> reapi.ExecutionCapabilities:
         digest_function=DIGEST_FUNCTIONS[0].number,
         digest_functions=[function.number for function in DIGEST_FUNCTIONS],
         exec_enabled=True,
+        supported_node_properties=OUTPUT_NODE_PROPERTIES,
         execution_priority_capabilities=_priorities(MIN_PRIORITY, MAX_PRIORITY),
     )
 

@@ -7,7 +7,7 @@ import struct
 import weakref
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]  # grpcio ships no types
+import grpc
 import pytest
 import trio
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]  # grpcio ships no types
+import grpc
 import pytest
 import trio
 

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]  # grpcio ships no types
+import grpc
 import pytest
 import trio
 from google.protobuf import any_pb2, duration_pb2

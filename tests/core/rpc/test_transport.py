@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]  # grpcio ships no types
+import grpc
 import pytest
 import trio
 import trustme

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
-import grpc  # type: ignore[import-untyped]  # grpcio ships no types
-from grpc._cython import cygrpc  # type: ignore[import-untyped]  # grpcio ships no types
+import grpc
+from grpc._cython import cygrpc
 
 from stoker.rpc.metadata import Pair
 

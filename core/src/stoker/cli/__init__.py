@@ -7,14 +7,19 @@ traceback means a bug.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 import click
 
-from stoker import __version__
-from stoker.errors import ConfigurationError, StokerError, sole_cause
-from stoker.rpc import RpcError
+# gRPC's C core writes lines of its own to stderr, about what is told here in a sentence anyway. It
+# reads this when it is first imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+from stoker import __version__  # noqa: E402
+from stoker.errors import ConfigurationError, StokerError, sole_cause  # noqa: E402
+from stoker.rpc import RpcError  # noqa: E402
 
 COMMANDS = ("serve", "init", "check", "config", "plugins", "run", "cas")
 

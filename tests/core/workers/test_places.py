@@ -154,3 +154,18 @@ class PlacesMachine(RuleBasedStateMachine):
 
 
 TestPlaces = PlacesMachine.TestCase
+
+
+def test_a_worker_that_is_gone_makes_no_way_for_others() -> None:
+    places: Places[Piece] = Places(1, 1)
+    gone, idle = Piece(KEYS[0]), Piece(KEYS[1])
+    for piece in (gone, idle):
+        places.ask(Ticket(piece.key, lambda: None))
+        places.settle()
+        places.enter(piece)
+        if piece is gone:
+            places.free(piece)
+            places.leave(piece)
+    places.rest(idle)
+    places.ask(Ticket(KEYS[2], lambda: None))
+    assert places.settle() == [idle]

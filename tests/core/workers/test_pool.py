@@ -155,6 +155,16 @@ async def test_a_pool_ends_politely(workshop: Workshop, tmp_path: Path) -> None:
     assert farewell.read_text() == f"{report['pid']}\n"
 
 
+async def test_a_worker_that_ignores_the_end_is_asked_to_terminate(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    word = tmp_path / "word"
+    startup = ["--ignore-eof", f"--heeds-term={word}"]
+    async with workshop.pool(shutdown_grace_seconds=1) as pool:
+        report = await workshop.report(pool, startup=startup)
+    assert word.read_text() == f"{report['pid']}\n"
+
+
 @pytest.mark.parametrize(
     ("startup", "grace_seconds"),
     [(["--ignore-eof"], 0.1), (["--ignore-eof", "--ignore-term"], 0.1), ([], 0)],
@@ -216,6 +226,7 @@ async def test_the_folder_stays_until_the_lease_ends(workshop: Workshop) -> None
                 await workshop.perform(worker, work)
             while pool.counts.places:
                 await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked(0.05)
             assert (worker.folder / "tool.py").exists()
             assert worker.log.read_text() == "dying words\n"
         await wait_until_removed(worker.folder)

@@ -177,12 +177,19 @@ def serve(request: dict[str, Any]) -> None:
         os._exit(5)
 
 
+def leave_word(argument: str) -> None:
+    Path(argument.partition("=")[2]).write_text(f"{os.getpid()}\n")
+
+
 def main() -> None:
     if "--persistent_worker" not in STARTUP or "--knows-no-worker" in STARTUP:
         print("unknown option --persistent_worker", file=sys.stderr, flush=True)
         sys.exit(2)
     if "--ignore-term" in STARTUP:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for argument in STARTUP:
+        if argument.startswith("--heeds-term="):
+            signal.signal(signal.SIGTERM, lambda *_: leave_word(argument))
     if "--greets" in STARTUP:
         write(
             b"Welcome to the tool, version 1.2.3, made for you with care and with diligence!\n" * 2
@@ -196,8 +203,7 @@ def main() -> None:
             serve(request)
     for argument in STARTUP:
         if argument.startswith("--farewell="):
-            with Path(argument.partition("=")[2]).open("a") as file:
-                file.write(f"{os.getpid()}\n")
+            leave_word(argument)
     if "--ignore-eof" in STARTUP:
         sleep_forever()
 

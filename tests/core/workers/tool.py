@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -181,6 +182,11 @@ def leave_word(argument: str) -> None:
     Path(argument.partition("=")[2]).write_text(f"{os.getpid()}\n")
 
 
+def heed(argument: str, *_: Any) -> NoReturn:
+    leave_word(argument)
+    os._exit(0)
+
+
 def main() -> None:
     if "--persistent_worker" not in STARTUP or "--knows-no-worker" in STARTUP:
         print("unknown option --persistent_worker", file=sys.stderr, flush=True)
@@ -189,7 +195,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for argument in STARTUP:
         if argument.startswith("--heeds-term="):
-            signal.signal(signal.SIGTERM, lambda *_: leave_word(argument))
+            signal.signal(signal.SIGTERM, partial(heed, argument))
     if "--greets" in STARTUP:
         write(
             b"Welcome to the tool, version 1.2.3, made for you with care and with diligence!\n" * 2

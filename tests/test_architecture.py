@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "execution": GROUND | {"spi", "storage", "workers"},
     "scheduler": GROUND | {"spi", "storage"},
     "frontend": GROUND | {"spi", "storage", "scheduler", "rpc"},
-    "client": GROUND | {"rpc", "storage"},
+    "client": GROUND | {"rpc", "storage", "__init__"},
     # what knows them all
     "builtin": GROUND | {"spi", "storage"},
     "tables": GROUND | {"spi"},

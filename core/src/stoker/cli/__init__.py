@@ -17,9 +17,9 @@ import click
 # reads this when it is first imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from stoker import __version__  # noqa: E402
-from stoker.errors import ConfigurationError, StokerError, sole_cause  # noqa: E402
-from stoker.rpc import RpcError  # noqa: E402
+from stoker import __version__
+from stoker.errors import ConfigurationError, StokerError, sole_cause
+from stoker.rpc import RpcError
 
 COMMANDS = ("serve", "init", "check", "config", "plugins", "run", "cas")
 

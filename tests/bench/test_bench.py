@@ -1,0 +1,55 @@
+"""The benchmarks run. What they measure depends on the machine, so nothing is said of figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROWS = {
+    "unary call": 3,
+    "read": 2,
+    "write": 4,
+    "find missing": 4,
+    "action-cache hit": 2,
+    "action of `true`": 2,
+    "worker action": 3,
+}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.slow
+def test_everything_is_measured_and_told(tmp_path: Path) -> None:
+    file = tmp_path / "figures" / "all.json"
+    finished = run("--quick", "--json", str(file))
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    document = json.loads(file.read_text())
+    assert document["quick"] is True
+    assert document["machine"]["cores"] > 0
+    rows = document["rows"]
+    for row in rows:
+        assert row["what"] in finished.stdout
+        assert row["against"] in finished.stdout
+        assert row["ratio"] > 0
+        assert len(row["stoker"]) == len(row["other"]) >= 2
+    told = {start: sum(row["what"].startswith(start) for row in rows) for start in ROWS}
+    assert told == ROWS
+    assert len(rows) == sum(ROWS.values())
+
+
+def test_an_unknown_measurement_is_named(tmp_path: Path) -> None:
+    finished = run("find_missing", "cold_fusion", "--json", str(tmp_path / "none.json"))
+    assert finished.returncode == 2
+    assert "cold_fusion" in finished.stderr
+    assert not (tmp_path / "none.json").exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -15,8 +14,8 @@ import trio
 from stoker.action import LoadedAction
 from stoker.config import SERVICE_TABLES, Configuration, ExecutorTable, InstanceTable, ServiceName
 from stoker.errors import ConfigurationError, StokerError, sole_cause
+from stoker.execution.enclosed import Enclosed
 from stoker.execution.executor import Executor, open_executor
-from stoker.execution.input_root import InputRoot
 from stoker.frontend.action_cache import ActionCacheService
 from stoker.frontend.bytestream import ByteStreamService
 from stoker.frontend.capabilities import CapabilitiesService
@@ -45,7 +44,6 @@ from stoker.spi import (
 from stoker.storage.completeness import CompleteActionCache
 from stoker.storage.verifying import VerifyingBlobStore
 from stoker.tables import references
-from stoker.workers.pool import open_worker_pool
 
 log = structlog.get_logger(__name__)
 
@@ -241,28 +239,16 @@ async def _open_executor(
 ) -> AsyncIterator[Executor]:
     table = configuration.executors[name]
     store = next(i.blob_store for i in configuration.instances.values() if name in i.executors)
-    blobs = services.blob_store(store)
     folder = configuration.path(configuration.server.state_directory) / "executors" / name
-    strategy, sandbox = services.strategy(table.strategy), services.sandbox(table.sandbox)
-    async with (
-        open_worker_pool(
-            strategy=strategy,
-            sandbox=sandbox,
-            protocols=services.worker_protocols(table.worker_protocols),
-            folder=folder / "workers",
-            open_root=partial(InputRoot, blobs=blobs),
-            settings=table.workers,
-        ) as workers,
-        open_executor(
-            name=name,
-            blobs=blobs,
-            strategy=strategy,
-            sandbox=sandbox,
-            workers=workers,
-            folder=folder,
-            settings=table.limits,
-        ) as executor,
-    ):
+    async with open_executor(
+        name=name,
+        blobs=services.blob_store(store),
+        strategy=Enclosed(services.strategy(table.strategy), services.sandbox(table.sandbox)),
+        protocols=services.worker_protocols(table.worker_protocols),
+        folder=folder,
+        settings=table.limits,
+        worker_settings=table.workers,
+    ) as executor:
         yield executor
 
 

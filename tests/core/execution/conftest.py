@@ -14,24 +14,15 @@ from google.protobuf.duration_pb2 import Duration
 from stoker.action import LoadedAction, Outcome, load_action
 from stoker.digest import SHA256, Digest
 from stoker.execution.executor import ExecutionSettings, Executor, open_executor
-from stoker.execution.input_root import InputRoot
 from stoker.protos import remote_execution_pb2 as reapi
-from stoker.spi import ExecutionStrategy, ProcessSpec, Sandbox
+from stoker.spi import ExecutionStrategy, WorkerProtocol
 from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.tree import InputTree, read_input_tree
 from stoker.storage.verifying import VerifyingBlobStore
-from stoker.workers.pool import WorkerPool
+from stoker.workers.pool import WorkerSettings
 from stoker_exec_local import LocalStrategy
 
 Entries = Mapping[str, "bytes | str | reapi.FileNode | Entries"]
-
-
-class NoSandbox(Sandbox):
-    """Encloses nothing."""
-
-    @asynccontextmanager
-    async def enclose(self, spec: ProcessSpec) -> AsyncIterator[ProcessSpec]:
-        yield spec
 
 
 class Cas:
@@ -163,15 +154,15 @@ async def open_rig(
     strategy: ExecutionStrategy,
     folder: Path,
     settings: ExecutionSettings | None = None,
-    workers: WorkerPool[InputRoot] | None = None,
+    protocols: Mapping[str, WorkerProtocol] | None = None,
 ) -> AsyncIterator[Rig]:
     async with open_executor(
         name="executor-1",
         blobs=cas.blobs,
         strategy=strategy,
-        sandbox=NoSandbox(),
-        workers=workers,
+        protocols=protocols or {},
         folder=folder,
         settings=settings or ExecutionSettings(termination_grace_seconds=0.5),
+        worker_settings=WorkerSettings(shutdown_grace_seconds=1),
     ) as executor:
         yield Rig(cas, executor, folder)

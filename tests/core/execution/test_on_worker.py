@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from stoker.action import LoadedAction, Outcome
 from stoker.errors import InvalidRequest, TimedOut
-from stoker.execution.input_root import InputRoot
 from stoker.protos import remote_execution_pb2 as reapi
-from stoker.workers.pool import WorkerPool, WorkerSettings, open_worker_pool
 from stoker_worker_json import JsonProtocol
 
 Rig = Any
@@ -70,25 +66,9 @@ else:
 
 @pytest.fixture
 async def worker_rig(cas: Cas, strategy: Any, tmp_path: Path, open_rig: Any) -> AsyncIterator[Rig]:
-    async with (
-        open_pool(cas, strategy, tmp_path / "workers") as pool,
-        open_rig(cas, strategy, tmp_path / "executor", workers=pool) as rig,
-    ):
-        rig.pool = pool
+    protocols = {"json": JsonProtocol()}
+    async with open_rig(cas, strategy, tmp_path / "executor", protocols=protocols) as rig:
         yield rig
-
-
-@asynccontextmanager
-async def open_pool(cas: Cas, strategy: Any, folder: Path) -> AsyncIterator[WorkerPool[InputRoot]]:
-    async with open_worker_pool(
-        strategy=strategy,
-        sandbox=None,
-        protocols={"json": JsonProtocol()},
-        folder=folder,
-        open_root=partial(InputRoot, blobs=cas.blobs),
-        settings=WorkerSettings(shutdown_grace_seconds=1),
-    ) as pool:
-        yield pool
 
 
 WORKER = {"persistentWorkerKey": "k", "persistentWorkerProtocol": "json"}
@@ -190,7 +170,7 @@ async def test_a_status_that_is_not_zero_has_output_and_outputs(worker_rig: Rig)
     assert not outcome.result.HasField("stdout_digest")
     assert (await stderr(worker_rig.cas, outcome)).isdigit()
     assert [file.path for file in outcome.result.output_files] == ["out"]
-    assert worker_rig.pool.counts.idle == 1, "it did its work and lives on"
+    assert worker_rig.executor.workers.counts.idle == 1, "it did its work and lives on"
 
 
 async def test_results_are_the_same_with_and_without_a_worker(worker_rig: Rig) -> None:
@@ -251,7 +231,7 @@ async def test_garbage_is_quoted_and_the_action_done_without(worker_rig: Rig) ->
     assert outcome.result.exit_code == 6
     assert "this is no answer" in outcome.message
     assert "worker-2" not in outcome.message
-    assert worker_rig.pool.counts.idle == 0
+    assert worker_rig.executor.workers.counts.idle == 0
 
 
 async def test_a_tool_that_is_no_worker(worker_rig: Rig) -> None:
@@ -327,7 +307,7 @@ async def test_cancellation_at_any_point_ends_the_worker(
     with trio.move_on_after(milliseconds / 1000) as scope:
         await worker_rig.run(action)
     assert scope.cancelled_caught
-    while worker_rig.pool.counts.places:
+    while worker_rig.executor.workers.counts.places:
         await trio.lowlevel.checkpoint()
     outcome = await worker_rig.run(await work(worker_rig.cas, "list"))
     assert (await stderr(worker_rig.cas, outcome)).split() == ["args", "tool"]

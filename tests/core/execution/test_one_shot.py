@@ -22,11 +22,13 @@ from stoker.errors import (
     TimedOut,
     Unavailable,
 )
+from stoker.execution.enclosed import Enclosed
 from stoker.execution.executor import ExecutionSettings, open_executor
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import Process, ProcessSpec, Sandbox
 from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.verifying import VerifyingBlobStore
+from stoker.workers.pool import WorkerSettings
 
 Rig = Any
 Cas = Any
@@ -295,11 +297,11 @@ async def test_a_sandbox_that_cannot_enclose(cas: Cas, strategy: Any, tmp_path: 
     async with open_executor(
         name="e",
         blobs=cas.blobs,
-        strategy=strategy,
-        sandbox=Refusing(),
-        workers=None,
+        strategy=Enclosed(strategy, Refusing()),
+        protocols={},
         folder=tmp_path,
         settings=ExecutionSettings(),
+        worker_settings=WorkerSettings(),
     ) as executor:
         with pytest.raises(FailedPrecondition, match="cannot enclose"):
             await executor.run(await cas.action("true"), lambda _: None)
@@ -311,11 +313,11 @@ async def test_the_sandbox_decides_what_is_started(cas: Cas, strategy: Any, tmp_
     async with open_executor(
         name="e",
         blobs=cas.blobs,
-        strategy=strategy,
-        sandbox=sandbox,
-        workers=None,
+        strategy=Enclosed(strategy, sandbox),
+        protocols={},
         folder=tmp_path,
         settings=ExecutionSettings(),
+        worker_settings=WorkerSettings(),
     ) as executor:
         outcome = await executor.run(await cas.action("false"), lambda _: None)
     assert outcome.result is not None

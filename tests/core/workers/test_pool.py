@@ -262,7 +262,6 @@ async def test_a_folder_that_cannot_be_used_is_told(workshop: Workshop) -> None:
     with pytest.raises(Unavailable, match="file"):
         async with open_worker_pool(
             strategy=LocalStrategy(),
-            sandbox=None,
             protocols=PROTOCOLS,
             folder=workshop.folder / "file" / "workers",
             open_root=partial(InputRoot, blobs=workshop.blobs),

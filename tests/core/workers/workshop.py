@@ -16,6 +16,7 @@ import trio
 
 from stoker.action import LoadedAction
 from stoker.digest import SHA256, Digest
+from stoker.execution.enclosed import Enclosed
 from stoker.execution.input_root import InputRoot
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.worker_protocol_pb2 import WorkResponse
@@ -99,8 +100,7 @@ class Workshop:
         folder = self.folder / "workers"
         with trio.fail_after(PATIENCE_SECONDS):
             async with open_worker_pool(
-                strategy=LocalStrategy(),
-                sandbox=sandbox,
+                strategy=Enclosed(LocalStrategy(), sandbox) if sandbox else LocalStrategy(),
                 protocols=PROTOCOLS,
                 folder=folder,
                 open_root=partial(InputRoot, blobs=self.blobs),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from stoker import spi
 from stoker.action import LoadedAction, Outcome
 from stoker.errors import InvalidRequest
 from stoker.execution.action_folders import Workplace, lock_folder
@@ -18,14 +18,15 @@ from stoker.execution.on_worker import OnWorker
 from stoker.execution.one_shot import OneShot
 from stoker.execution.run import Run, Started
 from stoker.execution.stages import Stages
+from stoker.spi import BlobStore, ExecutionStrategy, Settings, WorkerProtocol
 from stoker.storage.tree import read_input_tree
 from stoker.workers.plan import WorkerPlan, plan_worker
-from stoker.workers.pool import WorkerPool
+from stoker.workers.pool import WorkerPool, WorkerSettings, open_worker_pool
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
-class ExecutionSettings(spi.Settings, frozen=True):
+class ExecutionSettings(Settings, frozen=True):
     """How an executor treats its actions."""
 
     default_timeout_seconds: _Seconds = 3600.0
@@ -54,15 +55,16 @@ class Executor:
         self,
         *,
         name: str,
-        blobs: spi.BlobStore,
+        blobs: BlobStore,
         one_shot: OneShot,
-        on_worker: OnWorker | None,
+        workers: WorkerPool[InputRoot],
         settings: ExecutionSettings,
     ) -> None:
         self.name = name
         self._blobs = blobs
         self._one_shot = one_shot
-        self._on_worker = on_worker
+        self._on_worker = OnWorker(name, blobs, workers)
+        self.workers = workers
         self._settings = settings
 
     async def run(self, action: LoadedAction, started: Started) -> Outcome:
@@ -84,9 +86,8 @@ class Executor:
         return await self._run_on_worker(run) or await self._one_shot.run(run)
 
     async def _run_on_worker(self, run: Run) -> Outcome | None:
-        protocols = self._on_worker.protocols if self._on_worker else ()
-        plan = plan_worker(run.action, run.tree, protocols)
-        if isinstance(plan, WorkerPlan) and self._on_worker:
+        plan = plan_worker(run.action, run.tree, self.workers.protocols)
+        if isinstance(plan, WorkerPlan):
             return await self._on_worker.run(run, plan)
         if isinstance(plan, str):
             run.without_worker(plan)
@@ -97,19 +98,18 @@ class Executor:
 async def open_executor(
     *,
     name: str,
-    blobs: spi.BlobStore,
-    strategy: spi.ExecutionStrategy,
-    sandbox: spi.Sandbox | None,
-    workers: WorkerPool[InputRoot] | None,
+    blobs: BlobStore,
+    strategy: ExecutionStrategy,
+    protocols: Mapping[str, WorkerProtocol],
     folder: Path,
     settings: ExecutionSettings,
+    worker_settings: WorkerSettings,
 ) -> AsyncIterator[Executor]:
-    """An executor that works below `folder`, which is swept first.
+    """An executor, and its persistent workers, in `folder`, which it has to itself.
 
-    Without a `sandbox`, commands run as `strategy` starts them.
-    Without `workers`, actions that ask for a persistent worker are run as any other. The pool is
-    the caller's to open and close. Of `folder`, only ``actions`` and ``lock`` are used.
-    Raises ConfigurationError if another executor, of whatever process, uses the folder.
+    What an earlier one left there is swept first. Without `protocols`, actions that ask for a
+    persistent worker are run as any other. Raises ConfigurationError if another executor, of
+    whatever process, uses the folder.
     """
     with lock_folder(folder):
         workplace = Workplace(folder)
@@ -117,30 +117,17 @@ async def open_executor(
         one_shot = OneShot(
             executor=name,
             blobs=blobs,
-            strategy=strategy if sandbox is None else _Enclosed(strategy, sandbox),
+            strategy=strategy,
             workplace=workplace,
             grace_seconds=settings.termination_grace_seconds,
         )
-        yield Executor(
-            name=name,
-            blobs=blobs,
-            one_shot=one_shot,
-            on_worker=None if workers is None else OnWorker(name, blobs, workers),
-            settings=settings,
-        )
-
-
-class _Enclosed(spi.ExecutionStrategy):
-    """A strategy whose processes run in a sandbox. Apart from here, neither knows of the other."""
-
-    def __init__(self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox) -> None:
-        self._strategy = strategy
-        self._sandbox = sandbox
-
-    @asynccontextmanager
-    async def start(self, spec: spi.ProcessSpec) -> AsyncIterator[spi.Process]:
-        async with (
-            self._sandbox.enclose(spec) as enclosed,
-            self._strategy.start(enclosed) as process,
-        ):
-            yield process
+        async with open_worker_pool(
+            strategy=strategy,
+            protocols=protocols,
+            folder=folder / "workers",
+            open_root=partial(InputRoot, blobs=blobs),
+            settings=worker_settings,
+        ) as workers:
+            yield Executor(
+                name=name, blobs=blobs, one_shot=one_shot, workers=workers, settings=settings
+            )

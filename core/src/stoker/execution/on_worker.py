@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import trio
 
 from stoker.action import Outcome
@@ -31,11 +29,6 @@ class OnWorker:
         self._executor = executor
         self._blobs = blobs
         self._pool = pool
-
-    @property
-    def protocols(self) -> Collection[str]:
-        """Those that workers may speak here."""
-        return self._pool.protocols
 
     async def run(self, run: Run, plan: WorkerPlan) -> Outcome | None:
         """The outcome of `run`, or None if no worker could serve it, with the reason noted.

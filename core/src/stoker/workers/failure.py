@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from stoker.errors import StokerError
+from stoker.errors import Unavailable
 from stoker.spi import Exit
 
 LOG_TAIL_BYTES = 2000
 """How much of a worker's stderr an error quotes."""
 
 
-class WorkerFailed(StokerError):
+class WorkerFailed(Unavailable):
     """A worker broke its protocol, or died; its process serves no further request.
 
     The action itself may be sound: it may be run again, by another worker or without one.

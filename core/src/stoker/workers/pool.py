@@ -16,7 +16,7 @@ import trio
 from stoker import spi
 from stoker.action import LoadedAction
 from stoker.errors import StokerError, Unavailable
-from stoker.spi import ExecutionStrategy, ProcessSpec, Sandbox, WorkerProtocol
+from stoker.spi import ExecutionStrategy, ProcessSpec, WorkerProtocol
 from stoker.workers.places import Places, Ticket
 from stoker.workers.plan import WorkerPlan
 from stoker.workers.worker import Worker, WorkerMachinery
@@ -66,7 +66,6 @@ class WorkerCounts(NamedTuple):
 async def open_worker_pool(
     *,
     strategy: ExecutionStrategy,
-    sandbox: Sandbox | None,
     protocols: Mapping[str, WorkerProtocol],
     folder: Path,
     open_root: Callable[[Path], RootT],
@@ -80,7 +79,6 @@ async def open_worker_pool(
     await _clear(folder, open_root)
     machinery = WorkerMachinery(
         strategy=strategy,
-        sandbox=sandbox,
         max_response_bytes=settings.max_response_bytes,
         shutdown_grace_seconds=settings.shutdown_grace_seconds,
     )

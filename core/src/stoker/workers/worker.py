@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -13,7 +12,7 @@ import trio
 
 from stoker.errors import StokerError
 from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
-from stoker.spi import ExecutionStrategy, Process, ProcessSpec, Sandbox, WorkerProtocol
+from stoker.spi import ExecutionStrategy, Process, ProcessSpec, WorkerProtocol
 from stoker.workers.conversation import STOPPED, Conversation, ConversationOver, Fault
 from stoker.workers.failure import WorkerFailed, read_log_tail
 from stoker.workers.key import WorkerKey
@@ -28,13 +27,8 @@ class WorkerMachinery:
     """What all workers of a pool are made with."""
 
     strategy: ExecutionStrategy
-    sandbox: Sandbox | None
     max_response_bytes: int
     shutdown_grace_seconds: float
-
-    def enclose(self, spec: ProcessSpec) -> AbstractAsyncContextManager[ProcessSpec]:
-        """`spec` as it is to be started."""
-        return nullcontext(spec) if self.sandbox is None else self.sandbox.enclose(spec)
 
 
 class Worker(Generic[RootT]):
@@ -89,7 +83,7 @@ class Worker(Generic[RootT]):
         """Start the process, unless it is running.
 
         Call it once the root is laid out, as the program may be an input. Raises what the
-        strategy and the sandbox raise, ProgramNotStarted among it, and WorkerFailed if the
+        strategy raises, ProgramNotStarted among it, and WorkerFailed if the
         process has ended since. After cancellation the worker is of no more use.
         """
         self._wanted.set()
@@ -141,10 +135,7 @@ class Worker(Generic[RootT]):
         try:
             with self._life:
                 await self._wanted.wait()
-                async with (
-                    self._machinery.enclose(self._spec) as spec,
-                    self._machinery.strategy.start(spec) as process,
-                ):
+                async with self._machinery.strategy.start(self._spec) as process:
                     await self._serve(process, on_leaving)
         except Exception as error:  # noqa: BLE001  # one worker's plugin must not end the pool
             self._note(error)

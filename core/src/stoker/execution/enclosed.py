@@ -1,0 +1,25 @@
+"""A strategy within a sandbox. Apart from here, neither knows of the other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from stoker.spi import ExecutionStrategy, Process, ProcessSpec, Sandbox
+
+
+class Enclosed(ExecutionStrategy):
+    """Starts processes by `strategy`, each enclosed by `sandbox`. Calls may overlap."""
+
+    def __init__(self, strategy: ExecutionStrategy, sandbox: Sandbox) -> None:
+        self._strategy = strategy
+        self._sandbox = sandbox
+
+    @asynccontextmanager
+    async def start(self, spec: ProcessSpec) -> AsyncIterator[Process]:
+        """Raises what either raises; where the sandbox cannot enclose, nothing is started."""
+        async with (
+            self._sandbox.enclose(spec) as enclosed,
+            self._strategy.start(enclosed) as process,
+        ):
+            yield process

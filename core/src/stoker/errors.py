@@ -113,6 +113,15 @@ class DataLoss(StokerError):
         super().__init__(f"stored blob {digest} is damaged: {reason}")
 
 
+class UploadInProgress(StokerError):
+    """Somebody else is writing the same upload at this moment."""
+
+    def __init__(self, digest: Digest, upload: str) -> None:
+        self.digest = digest
+        self.upload = upload
+        super().__init__(f"upload {upload!r} of blob {digest} is being written by another call")
+
+
 class StorageFull(StokerError):
     """There is no room for this blob, on the disk or within the configured bound."""
 

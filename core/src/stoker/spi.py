@@ -45,6 +45,8 @@ from stoker.errors import (
     StokerError,
     StorageFull,
     Unavailable,
+    Unsupported,
+    UploadInProgress,
 )
 from stoker.protos.remote_execution_pb2 import ActionResult
 from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
@@ -66,6 +68,7 @@ __all__ = [
     "BlobStore",
     "BlobReader",
     "BlobWriter",
+    "BlobUpload",
     "ActionCache",
     "ActionKey",
     "ActionResult",
@@ -98,6 +101,8 @@ __all__ = [
     "ProgramNotStarted",
     "StorageFull",
     "Unavailable",
+    "Unsupported",
+    "UploadInProgress",
 ]
 
 hookimpl = pluggy.HookimplMarker("stoker")
@@ -186,6 +191,24 @@ class BlobWriter(abc.ABC):
         """
 
 
+class BlobUpload(BlobWriter):
+    """A blob on its way in that may be broken off and continued. One task uses it at a time."""
+
+    offset: int = 0
+    """How many bytes earlier calls have left here; writing goes on behind them."""
+
+    @abc.abstractmethod
+    async def read_kept(self, offset: int, max_bytes: int) -> bytes:
+        """Bytes that earlier calls have left, from `offset` on, for hashing them once more.
+
+        At least one and at most `max_bytes`, or none from the end on. Raises Unavailable.
+        """
+
+    @abc.abstractmethod
+    async def restart(self) -> None:
+        """Forget what earlier calls have left: writing begins at 0."""
+
+
 class BlobStore(abc.ABC):
     """Blobs by content. Calls may overlap freely, also on one digest.
 
@@ -242,6 +265,28 @@ class BlobStore(abc.ABC):
                 failures[digest] = error
         return failures
 
+    def open_upload(self, digest: Digest, upload: str) -> AbstractAsyncContextManager[BlobUpload]:
+        """As `open_write`, for an upload that may be continued under its name, any short text.
+
+        Left cleanly, it publishes `digest`. Left by InvalidRequest, DigestMismatch among it,
+        what was written is discarded. Left by any other exception, cancellation included, a
+        store that can keeps what was written, over restarts too, for a bounded time and counted
+        against its bound; this body keeps nothing. Raises UploadInProgress on entering while
+        another task has the same upload open, StorageFull or Unavailable.
+        """
+        return _unkept_upload(self, digest, upload)
+
+    async def uploaded_bytes(self, digest: Digest, upload: str) -> int:
+        """How many bytes `open_upload` would go on behind. Raises Unavailable."""
+        del digest, upload
+        return 0
+
+    def open_executable_paths(
+        self, digests: Collection[Digest]
+    ) -> AbstractAsyncContextManager[Mapping[Digest, Path]]:
+        """As `open_paths`, of files with execute permission."""
+        return _no_paths(digests)
+
     def open_paths(
         self, digests: Collection[Digest]
     ) -> AbstractAsyncContextManager[Mapping[Digest, Path]]:
@@ -257,6 +302,27 @@ async def _read_whole(reader: BlobReader, size_bytes: int) -> bytes:
     while piece := await reader.read(max(size_bytes, 1)):
         pieces.append(piece)
     return b"".join(pieces)
+
+
+class _UnkeptUpload(BlobUpload):
+    def __init__(self, writer: BlobWriter) -> None:
+        self._writer = writer
+
+    async def write(self, data: bytes | memoryview) -> None:
+        await self._writer.write(data)
+
+    async def read_kept(self, offset: int, max_bytes: int) -> bytes:
+        del offset, max_bytes
+        return b""
+
+    async def restart(self) -> None:
+        pass
+
+
+@asynccontextmanager
+async def _unkept_upload(store: BlobStore, digest: Digest, _: str) -> AsyncIterator[BlobUpload]:
+    async with store.open_write(digest) as writer:
+        yield _UnkeptUpload(writer)
 
 
 @asynccontextmanager
@@ -286,6 +352,17 @@ class ActionCache(abc.ABC):
         A cancelled or failed update leaves the old result or the new one, whole.
         Raises StorageFull or Unavailable.
         """
+
+    def open_entries(self) -> AbstractAsyncContextManager[AsyncIterator[ActionKey]]:
+        """The keys of all entries, in no order, for those who look after the cache.
+
+        Entries that come and go meanwhile may be told or not. Raises Unsupported by default.
+        """
+        raise Unsupported("this kind of action cache cannot list its entries")
+
+    async def remove(self, keys: Collection[ActionKey]) -> None:
+        """Remove these entries; no error for absent ones. Raises Unsupported by default."""
+        raise Unsupported(f"this kind of action cache cannot remove {len(keys)} entries")
 
 
 # --- execution -----------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ CODES: dict[type[errors.StokerError], StatusCode] = {
     errors.InputsMissing: StatusCode.FAILED_PRECONDITION,
     errors.FailedPrecondition: StatusCode.FAILED_PRECONDITION,
     errors.DataLoss: StatusCode.DATA_LOSS,
+    errors.UploadInProgress: StatusCode.ABORTED,
     errors.StorageFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
     errors.Unavailable: StatusCode.UNAVAILABLE,

@@ -18,14 +18,13 @@ from google.protobuf.duration_pb2 import Duration
 from rich.console import Console
 from rich.filesize import decimal
 
-from stoker.cli.connection import assignments_of, server_options
+from stoker.cli.connection import Connection, assignments_of, server_options
 from stoker.client import (
     Downloaded,
     MerkleTree,
     RemoteInstance,
     digest_folder,
     download_outputs,
-    open_remote,
     response_of,
     stage_of,
 )
@@ -169,8 +168,7 @@ def run(
     context: click.Context,
     /,
     *,
-    server: str,
-    instance_name: str,
+    connection: Connection,
     as_json: bool,
     no_cache: bool,
     command: Sequence[str],
@@ -190,7 +188,7 @@ def run(
     )
     say = Say(Console(stderr=True))
     try:
-        finished = trio.run(partial(_run, server, instance_name, job, say, as_json=as_json))
+        finished = trio.run(partial(_run, connection, job, say, as_json=as_json))
     finally:
         say.end()
     if as_json:
@@ -228,8 +226,8 @@ class Say:
             self._status.stop()
 
 
-async def _run(server: str, instance_name: str, job: Job, say: Say, *, as_json: bool) -> Finished:
-    async with open_remote(server, instance_name) as remote:
+async def _run(connection: Connection, job: Job, say: Say, *, as_json: bool) -> Finished:
+    async with connection.open() as remote:
         remote.check_executes()
         say(f"digesting {job.input_root}")
         tree = await digest_folder(job.input_root, remote.digest_function, job.exclude)

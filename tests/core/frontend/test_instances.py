@@ -90,9 +90,10 @@ async def test_each_instance_runs_on_its_own_executors(client: Client) -> None:
     for name, site in (("team/one", "one"), ("two", "two")):
         response = await execute(client, name, await put_action(client, name, site))
         assert response.result.execution_metadata.worker == site
+        other = "two" if site == "one" else "one"
+        misplaced = await put_action(client, name, other)
         with pytest.raises(grpc.RpcError) as info:
-            other = "two" if site == "one" else "one"
-            await execute(client, name, await put_action(client, name, other))
+            await execute(client, name, misplaced)
         assert f"executor {site!r}: wants site={other}, offers {site}" in info.value.details()
 
 

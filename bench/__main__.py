@@ -29,7 +29,7 @@ MEASUREMENTS = {
     "warm_worker": warm_worker.measure,
 }
 
-TABLE_WIDTH = 130
+TABLE_WIDTH = 150
 DEFAULT_FILE = Path(__file__).with_name("results") / "latest.json"
 
 

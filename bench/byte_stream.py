@@ -84,8 +84,8 @@ async def _measure(quick: bool) -> list[Row]:
                 lambda: _cost_in_thread(lambda: _read_file(file)),
             )
     return [
-        *_rows(f"read {chunks} MiB, disk", "read a file", *reads),
-        *_rows(f"write {chunks} MiB, disk", "hash, write a file", *writes),
+        *_rows(f"read {chunks} MiB, disk", "read", *reads),
+        *_rows(f"write {chunks} MiB, disk", "hash + write", *writes),
     ]
 
 
@@ -97,7 +97,7 @@ def _rows(what: str, least: str, *costs: Sequence[Cost]) -> list[Row]:
     ]
     return [
         row
-        for against, theirs in (("bare grpc.aio", bare), (f"bare, and {least}", both))
+        for against, theirs in (("bare grpc.aio", bare), (f"bare + {least}", both))
         for row in (
             Pair(ours, theirs).wall_row(what, against, unit="ms", per_second=1e3),
             Pair(ours, theirs).cpu_row(what, against, unit="ms CPU", per_second=1e3),

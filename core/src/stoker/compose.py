@@ -222,13 +222,14 @@ def _offers(executors: Mapping[str, ExecutorTable]) -> dict[str, Offer]:
 def _instance(
     name: str, table: InstanceTable, configuration: Configuration, services: Services
 ) -> Instance:
-    limits = [configuration.executors[executor].limits for executor in table.executors]
     return Instance(
         name=name,
         blobs=services.blob_store(table.blob_store),
         actions=services.action_cache(table),
-        executors=table.executors,
-        max_timeout_seconds=max((limit.maximum_timeout_seconds for limit in limits), default=0.0),
+        executors={
+            executor: configuration.executors[executor].limits.maximum_timeout_seconds
+            for executor in table.executors
+        },
         client_updates=table.client_updates,
     )
 
@@ -319,7 +320,9 @@ def _tls(configuration: Configuration) -> TlsCredentials | None:
     return TlsCredentials(
         certificate_chain=_pem("tls_certificate", configuration.path(server.tls_certificate)),
         private_key=_pem("tls_key", configuration.path(server.tls_key)),
-        client_ca=_pem("tls_client_ca", configuration.path(authority)) if authority else None,
+        client_ca=None
+        if authority is None
+        else _pem("tls_client_ca", configuration.path(authority)),
     )
 
 

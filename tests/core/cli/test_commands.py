@@ -67,7 +67,7 @@ def test_what_init_shows_commented_out_is_the_default(stoker: Terminal, tmp_path
         assert uncommented[key] == defaults["server"][key]
     for key in ("level", "format"):
         assert uncommented[key] == defaults["log"][key]
-    for key in ("max_queued", "abandoned_after_seconds", "retention_seconds", "max_retained"):
+    for key in ("max_queued", "abandoned_after_seconds", "retention_seconds", "max_retained_bytes"):
         assert uncommented[key] == defaults["scheduler"][key]
     workers = uncommented["executors"]["local"]["workers"]
     assert workers.pop("client_updates") == defaults["instances"][""]["client_updates"]
@@ -133,6 +133,11 @@ def test_plugins(stoker: Terminal) -> None:
         (["serve", "--listen", "0.0.0.0:1"], 1, "open to other machines without TLS"),
         (["serve", "--config", "x.toml", "--local-execution"], 1, "built-in defaults"),
         (["srve"], 2, "No such command"),
+        (["run", "--timeout", "nan", "--", "true"], 2, "not a number of seconds"),
+        (["run", "--timeout", "1e300", "--", "true"], 2, "--timeout"),
+        (["run", "--env", "A=\udcff", "--", "true"], 2, "is not valid UTF-8"),
+        (["cas", "find", f"{'0' * 64}/{'9' * 30}"], 2, "is not of the form HASH/SIZE"),
+        (["init", "absent/stoker.toml"], 1, "absent/stoker.toml: No such file or directory"),
         (["serve", "--prt"], 2, "No such option"),
     ],
 )

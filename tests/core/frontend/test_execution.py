@@ -384,6 +384,60 @@ async def test_operations_are_listed_in_pages(client: Client) -> None:  # OPS-20
         assert await code_of(call) is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_a_page_of_heavy_operations_is_a_message_that_clients_take(client: Client) -> None:
+    # GEN-15
+    result = reapi.ActionResult(
+        output_files=[
+            reapi.OutputFile(path=f"{i:0200}", digest=SHA256.empty.to_proto()) for i in range(400)
+        ]
+    )
+    digest = await client.put_action("true")
+    update = reapi.UpdateActionResultRequest(action_digest=digest.to_proto(), action_result=result)
+    await client.unary(REAPI + "ActionCache/UpdateActionResult", update, reapi.ActionResult)
+    names = [(await execute(client, digest))[-1].name for _ in range(60)]
+    request = operations_pb2.ListOperationsRequest(name="operations")
+    page = await client.unary(
+        OPERATIONS + "ListOperations", request, operations_pb2.ListOperationsResponse
+    )
+    assert 0 < len(page.operations) < len(names)
+    assert page.next_page_token == page.operations[-1].name
+
+
+async def test_priority_reaches_the_queue(client: Client, tmp_path: Path) -> None:  # EXE-17
+    script, begun, let_on = gate(tmp_path)
+    order = tmp_path / "order"
+    blockers = [
+        Stream(
+            client,
+            EXECUTE,
+            reapi.ExecuteRequest(
+                action_digest=(await client.put_action("sh", "-c", f": {i}; {script}")).to_proto()
+            ),
+        )
+        for i in range(4)
+    ]
+    for blocker in blockers:
+        await blocker.until(reapi.ExecutionStage.EXECUTING)
+    waiting = []
+    for priority in (9, 0, -9, 5):
+        # Under a lock, as the four slots begin together.
+        script = f"flock {order}.lock sh -c 'echo {priority} >>{order}'"
+        digest = await client.put_action("sh", "-c", script)
+        request = reapi.ExecuteRequest(
+            action_digest=digest.to_proto(),
+            execution_policy=reapi.ExecutionPolicy(priority=priority),
+        )
+        waiting.append(Stream(client, EXECUTE, request))
+        await waiting[-1].next()
+    await exists(begun)
+    let_on.touch()
+    starts = []
+    for stream in waiting:
+        result = response_of(await stream.until(reapi.ExecutionStage.COMPLETED)).result
+        starts.append(result.execution_metadata.worker_start_timestamp.ToNanoseconds())
+    assert sorted(range(4), key=starts.__getitem__) == [2, 1, 3, 0]
+
+
 async def test_results_that_clients_file(client: Client) -> None:  # ACU-01, 02, 05, ACG-02
     method = REAPI + "ActionCache/"
     action = SHA256.digest(b"any action").to_proto()

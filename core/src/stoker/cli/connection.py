@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -100,12 +102,21 @@ def digests_of(
 def digest_of(_context: click.Context, _parameter: click.Parameter, value: str) -> Digest:
     """A click callback: the digest that an argument of the form HASH/SIZE names."""
     hash_, _, size = value.partition("/")
-    if not (size.isascii() and size.isdigit()):
+    if not re.fullmatch("[0-9]{1,18}", size):
         raise click.BadParameter(f"{value!r} is not of the form HASH/SIZE")
     try:
         return digest_function(0, len(hash_)).named(hash_, int(size))
     except InvalidRequest as error:
         raise click.BadParameter(str(error)) from error
+
+
+def finite(
+    _context: click.Context, _parameter: click.Parameter, value: float | None
+) -> float | None:
+    """A click callback: refuses what is no number, which no range does."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a number of seconds")
+    return value
 
 
 def assignments_of(

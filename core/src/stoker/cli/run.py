@@ -18,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from rich.console import Console
 from rich.filesize import decimal
 
-from stoker.cli.connection import Connection, assignments_of, server_options
+from stoker.cli.connection import Connection, assignments_of, finite, server_options
 from stoker.client import (
     Downloaded,
     MerkleTree,
@@ -146,7 +146,8 @@ class Finished:
 @click.option(
     "--timeout",
     "timeout_seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=10**9),
+    callback=finite,
     metavar="SECONDS",
     help="Stop the command after this time.",
 )

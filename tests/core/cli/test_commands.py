@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -165,6 +168,35 @@ def test_a_state_in_use_is_named(stoker: Terminal, tmp_path: Path) -> None:
         code, _, err = stoker("serve", "--listen", "127.0.0.1:0")
         assert code == 1
         assert str(tmp_path / "state") in err
+
+
+@pytest.mark.parametrize(("terminal", "is_json"), [(False, True), (True, False)])
+def test_logs_are_for_whoever_reads_them(tmp_path: Path, terminal: bool, is_json: bool) -> None:
+    reading, writing = pty.openpty() if terminal else os.pipe()
+    command = [sys.executable, "-m", "stoker", "serve", "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen(
+        command, stderr=writing, env={**os.environ, "STOKER_STATE": str(tmp_path)}
+    )
+    os.close(writing)
+    with os.fdopen(reading, "rb", buffering=0) as log:
+        first = b""
+        while not first.endswith(b"\n"):
+            first += log.read(1)
+        process.terminate()
+        assert b"serving" in first
+        assert first.startswith(b"{") == is_json
+        if is_json:
+            assert json.loads(first)["event"] == "serving"
+        while read_some(log):
+            pass
+    assert process.wait(30) == 0
+
+
+def read_some(log: io.FileIO) -> bytes:
+    try:
+        return log.read(1000)
+    except OSError:  # how a terminal tells that nobody writes to it any more
+        return b""
 
 
 class serving:  # noqa: N801 - reads as a clause

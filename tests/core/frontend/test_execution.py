@@ -14,6 +14,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.rpc import code_pb2
 
 from stoker.digest import SHA256, Digest
+from stoker.frontend import execution
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.testing.server import MEMORY_ONLY, open_test_server
 
@@ -287,6 +288,20 @@ async def exists(path: Path) -> None:
 
 def is_alive(begun: Path) -> bool:
     return Path(f"/proc/{begun.read_text().strip()}").exists()
+
+
+async def test_an_idle_stream_is_told_that_nothing_changed(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # OPS-07
+    assert execution.HEARTBEAT_SECONDS <= 60
+    monkeypatch.setattr(execution, "HEARTBEAT_SECONDS", 0.01)
+    script, _, let_on = gate(tmp_path)
+    digest = await client.put_action("sh", "-c", script)
+    stream = Stream(client, EXECUTE, reapi.ExecuteRequest(action_digest=digest.to_proto()))
+    running = await stream.until(reapi.ExecutionStage.EXECUTING)
+    assert [await stream.next() for _ in range(3)] == [running] * 3
+    let_on.touch()
+    await stream.until(reapi.ExecutionStage.COMPLETED)
 
 
 async def test_a_dropped_client_comes_back(client: Client, tmp_path: Path) -> None:  # OPS-09, 12

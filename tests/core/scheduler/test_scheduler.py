@@ -288,6 +288,18 @@ async def test_ended_operations_are_kept_up_to_a_bound(nursery: trio.Nursery) ->
         nursery.cancel_scope.cancel()
 
 
+async def test_ended_operations_are_kept_for_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:  # OPS-13
+    async with opened(retention_seconds=100) as scheduler:
+        operation = scheduler.submit_completed(make_action("a"), Outcome(cached=True))
+        await trio.sleep(99)
+        assert scheduler.find(operation.name) is operation
+        await trio.sleep(2)
+        with pytest.raises(OperationNotFound):
+            scheduler.find(operation.name)
+
+
 async def test_names_carry_the_instance_and_cannot_be_guessed() -> None:  # OPS-02
     async with opened() as scheduler:
         names = {submit(scheduler, "a").name for _ in range(100)}

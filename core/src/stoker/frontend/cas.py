@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Collection, Mapping
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 
 from google.rpc import status_pb2
 
 from stoker.digest import Digest, DigestFunction
-from stoker.errors import InvalidRequest, StokerError
+from stoker.errors import DigestMismatch, InvalidRequest, StokerError
 from stoker.frontend.capabilities import MAX_BATCH_BYTES
 from stoker.frontend.instances import Instances, request_digest, request_function
 from stoker.frontend.status import to_status
@@ -68,7 +69,8 @@ class CasService:
         function = request_function(request.digest_function, (r.digest for r in request.requests))
         _check_batch(sum(len(r.data) for r in request.requests), request.instance_name)
         accepted: dict[Digest, bytes] = {}
-        statuses = [_accept(function, r, accepted) for r in request.requests]
+        disputed = _disputed(request.requests)
+        refusals = [_accept(function, r, accepted, disputed) for r in request.requests]
         failures = await instance.blobs.write_many(accepted)
         return reapi.BatchUpdateBlobsResponse(
             responses=[
@@ -76,7 +78,7 @@ class CasService:
                     digest=r.digest,
                     status=refused or to_status(failures.get(function.parse(r.digest))),
                 )
-                for r, refused in zip(request.requests, statuses, strict=True)
+                for r, refused in zip(request.requests, refusals, strict=True)
             ]
         )
 
@@ -112,10 +114,17 @@ def _check_batch(size_bytes: int, instance_name: str) -> None:
         )
 
 
+def _disputed(requests: Iterable[reapi.BatchUpdateBlobsRequest.Request]) -> set[str]:
+    """The hashes that come with unlike data, of which each has to be judged by itself (BUB-11)."""
+    first: dict[str, bytes] = {}
+    return {r.digest.hash for r in requests if first.setdefault(r.digest.hash, r.data) != r.data}
+
+
 def _accept(
     function: DigestFunction,
     request: reapi.BatchUpdateBlobsRequest.Request,
     accepted: dict[Digest, bytes],
+    disputed: Collection[str],
 ) -> status_pb2.Status | None:
     """Take one blob of a batch in; returns the reason where it is refused (BUB-02)."""
     try:
@@ -123,7 +132,9 @@ def _accept(
         if request.compressor != reapi.Compressor.IDENTITY:
             raise InvalidRequest(f"blob {digest}: compressed uploads are not supported")
         if len(request.data) != digest.size_bytes:
-            raise InvalidRequest(f"blob {digest} was announced, but {len(request.data)} bytes came")
+            raise DigestMismatch(digest, f"{len(request.data)} bytes came")
+        if digest.hash in disputed and function.digest(request.data) != digest:
+            raise DigestMismatch(digest, "other bytes came")
     except StokerError as error:
         return to_status(error)
     accepted[digest] = request.data
@@ -197,16 +208,14 @@ class _Pages:
 
 
 def _page_token(root: Digest, sent: int) -> str:
-    return base64.urlsafe_b64encode(f"{root.hash[:16]}:{sent}".encode()).decode()
+    return b64encode(f"{root.hash[:16]}:{sent}".encode()).decode()
 
 
 def _parse_page_token(token: str, root: Digest) -> int:
     if not token:
         return 0
-    try:
-        prefix, _, sent = base64.urlsafe_b64decode(token).decode().partition(":")
-        if prefix == root.hash[:16] and sent.isdigit():
-            return int(sent)
-    except (binascii.Error, UnicodeDecodeError):
-        pass
-    raise InvalidRequest(f"page_token {token!r} is not one that was given for tree {root}")
+    with suppress(ValueError):
+        known = re.fullmatch(r"([0-9a-f]{16}):([0-9]{1,12})", b64decode(token).decode())
+        if known and known[1] == root.hash[:16]:
+            return int(known[2])
+    raise InvalidRequest(f"page_token {token[:100]!r} is not one that was given for tree {root}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from stoker.digest import Digest, DigestFunction, digest_function
 from stoker.errors import InstanceNotFound, InvalidRequest
@@ -24,10 +24,9 @@ class Instance:
     name: str
     blobs: BlobStore
     actions: ActionCache
-    executors: tuple[str, ...] = ()
-    """Names of the executors that run its actions; empty where it only caches."""
-    max_timeout_seconds: float = 0.0
-    """The longest timeout that an action may ask for."""
+    executors: Mapping[str, float] = field(default_factory=dict)
+    """The executors that run its actions, and the longest timeout, in seconds, that each allows;
+    empty where it only caches."""
     client_updates: bool = True
     """Whether clients may write to the action cache."""
 

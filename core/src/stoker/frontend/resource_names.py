@@ -6,12 +6,14 @@ BSW-01…03.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from stoker.digest import DIGEST_FUNCTIONS, Digest, digest_function
 from stoker.errors import InvalidRequest
 
 _KEYWORDS = frozenset({"blobs", "uploads", "compressed-blobs"})
+_SIZE = re.compile("[0-9]{1,18}")  # all that fits into an int64 with room to add
 _FUNCTIONS = {function.name.lower(): function for function in DIGEST_FUNCTIONS}
 
 
@@ -67,7 +69,7 @@ def _digest(name: str, segments: list[str]) -> tuple[Digest, list[str]]:
     function = _FUNCTIONS.get(rest[0]) if rest else None
     if function:
         rest = rest[1:]
-    if len(rest) < 2 or not (rest[1].isascii() and rest[1].isdigit()):
+    if len(rest) < 2 or not _SIZE.fullmatch(rest[1]):
         raise InvalidRequest(f"{name!r} does not name a blob by {{hash}}/{{size}}")
     function = function or digest_function(0, len(rest[0]))
     return function.named(rest[0], int(rest[1])), rest[2:]

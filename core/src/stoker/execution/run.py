@@ -12,6 +12,7 @@ from stoker.action import LoadedAction, Outcome, resolve_output
 from stoker.digest import Digest
 from stoker.errors import FailedPrecondition, StokerError
 from stoker.execution.arrangement import parent_of
+from stoker.execution.input_root import InputRoot
 from stoker.execution.outputs import collect_outputs
 from stoker.execution.stages import Stages
 from stoker.execution.uploads import LocalFile, Uploads
@@ -62,7 +63,7 @@ class Ending(NamedTuple):
     error: StokerError | None = None
 
 
-async def conclude(run: Run, ending: Ending, root: Path | None, blobs: BlobStore) -> Outcome:
+async def conclude(run: Run, ending: Ending, root: InputRoot | None, blobs: BlobStore) -> Outcome:
     """Store outputs and streams, and say how it went. Without a `root` there are no outputs.
 
     Outputs are collected whatever the exit code (RUN-16). Raises StorageFull or Unavailable.
@@ -93,8 +94,9 @@ async def conclude(run: Run, ending: Ending, root: Path | None, blobs: BlobStore
     return Outcome(result=result, error=error, message="\n".join(run.messages))
 
 
-async def _outputs(run: Run, root: Path, uploads: Uploads) -> reapi.ActionResult:
-    collected = await collect_outputs(root, run.action.command, uploads)
+async def _outputs(run: Run, root: InputRoot, uploads: Uploads) -> reapi.ActionResult:
+    root.check_intact()
+    collected = await collect_outputs(root.folder, run.action.command, uploads)
     if collected.skipped:
         run.messages.append(
             f"left out, as neither file, directory nor symbolic link: "

@@ -331,3 +331,14 @@ async def test_a_worker_that_replaces_its_folder_harms_nobody(
     assert await stderr(worker_rig.cas, outcome) == "args\ntool"
     assert facts(outcome)["worker"] == "worker-2"
     assert (precious / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("answered", "told"),
+    [(0, 0), (1, 1), (255, 255), (256, 1), (-999, 25), (-1, 255), (-(2**31), 1), (2**31 - 1, 255)],
+)
+async def test_exit_codes_are_those_of_processes(worker_rig: Rig, answered: int, told: int) -> None:
+    # RUN-15
+    outcome = await worker_rig.run(await work(worker_rig.cas, f"status {answered}"))
+    assert outcome.result.exit_code == told
+    assert ("exit code" in outcome.message) == (answered != told)

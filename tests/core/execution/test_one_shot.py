@@ -454,3 +454,26 @@ async def test_many_cancelled_at_once_leave_nothing(rig: Rig) -> None:
         nursery.cancel_scope.cancel()
     assert rig.leftovers() == []
     assert processes_in(rig.folder) == []
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("replacement", ["", "mkdir", "mkfifo", "ln -s /etc/passwd"])
+async def test_a_stream_that_is_taken_away_is_told(rig: Rig, stream: str, replacement: str) -> None:
+    # RUN-13: never as if nothing had been written.
+    replace = f"{replacement} ../{stream}" if replacement else ""
+    action = await rig.cas.shell(
+        f"echo lost; echo lost >&2; echo 1 > f; rm ../{stream}; {replace}", output_paths=["f"]
+    )
+    outcome = await rig.run(action)
+    assert isinstance(outcome.error, FailedPrecondition)
+    assert stream in str(outcome.error)
+    assert not outcome.result.HasField(f"{stream}_digest")
+    assert [file.path for file in outcome.result.output_files] == ["f"]
+
+
+async def test_a_working_directory_that_leads_nowhere(rig: Rig) -> None:
+    # RUN-08: asking again is of no use.
+    inputs = {"l": "nothing"}
+    action = await rig.cas.action("true", inputs=inputs, working_directory="l/d")
+    with pytest.raises(FailedPrecondition, match="working directory l/d"):
+        await rig.run(action)

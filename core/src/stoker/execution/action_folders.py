@@ -120,6 +120,9 @@ def _make(folders: ActionFolders) -> None:
     folders.top.mkdir()
     folders.root.mkdir()
     folders.temporary.mkdir()
+    # Made here, so that one that is absent at the end can only have been removed.
+    for stream in (folders.stdout, folders.stderr):
+        os.close(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 async def _remove(folder: Path) -> None:

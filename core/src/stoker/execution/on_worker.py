@@ -79,8 +79,20 @@ class OnWorker:
         if response is None:
             error = TimedOut(run.limit_seconds, self._executor)
             return Ending(_EXIT_CODE_OF_TIMEOUT, error=error)
+        code = process_exit_code(response.exit_code)
+        if code != response.exit_code:
+            run.messages.append(f"the worker answered exit code {response.exit_code}")
         # PWK-08: what a worker says belongs on stderr, as with Bazel's own workers.
-        return Ending(response.exit_code, stderr=response.output.encode())
+        return Ending(code, stderr=response.output.encode())
+
+
+def process_exit_code(number: int) -> int:
+    """What stands for any 32-bit `number` among the exit codes that processes have (RUN-15).
+
+    As when a process exits with it, these are its lowest eight bits; but a failure stays one, and
+    is 1 where those are all zero.
+    """
+    return number & 0xFF or int(number != 0)
 
 
 async def _lay_out(run: Run, worker: Worker[InputRoot]) -> None:

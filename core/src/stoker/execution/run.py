@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,13 +77,15 @@ async def conclude(run: Run, ending: Ending, root: InputRoot | None, blobs: Blob
             result = await _outputs(run, root, uploads)
         except FailedPrecondition as unfit:
             error = error or unfit
-    stdout = await _store_stream(ending.stdout, uploads)
-    stderr = await _store_stream(ending.stderr, uploads)
     # RUN-14: an empty stream has no digest.
-    if stdout is not None:
-        result.stdout_digest.CopyFrom(stdout.to_proto())
-    if stderr is not None:
-        result.stderr_digest.CopyFrom(stderr.to_proto())
+    for stream, field_ in ((ending.stdout, "stdout_digest"), (ending.stderr, "stderr_digest")):
+        try:
+            digest = await _store_stream(stream, uploads)
+        except FailedPrecondition as unfit:
+            error = error or unfit
+            continue
+        if digest is not None:
+            getattr(result, field_).CopyFrom(digest.to_proto())
     try:
         await uploads.publish()
     except FailedPrecondition as changed:
@@ -109,10 +112,12 @@ async def _store_stream(stream: Path | bytes, uploads: Uploads) -> Digest | None
     if isinstance(stream, bytes):
         return uploads.add(stream) if stream else None
     try:
-        size_bytes = stream.stat().st_size  # noqa: ASYNC240 -- a trip to a thread costs more
-    except FileNotFoundError:
+        status = stream.lstat()  # noqa: ASYNC240 -- a trip to a thread costs more
+    except OSError as error:
+        raise FailedPrecondition(f"the action has removed its own {stream.name}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise FailedPrecondition(f"the action has put something else in place of {stream.name}")
+    if not status.st_size:
         return None
-    if not size_bytes:
-        return None
-    file = LocalFile(os.fspath(stream), size_bytes)
+    file = LocalFile(os.fspath(stream), status.st_size)
     return (await uploads.add_files([file]))[file.location]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -477,3 +478,23 @@ async def test_a_working_directory_that_leads_nowhere(rig: Rig) -> None:
     action = await rig.cas.action("true", inputs=inputs, working_directory="l/d")
     with pytest.raises(FailedPrecondition, match="working directory l/d"):
         await rig.run(action)
+
+
+def test_what_a_full_disk_cut_short_is_no_result(tmp_path: Path) -> None:
+    # RUN-24: on a file system of 40 MiB, which only a namespace of its own lets us mount.
+    mount = 'mount -t tmpfs -o size=40m tmpfs "$1" && shift && exec "$@"'
+    enclosed = ["unshare", "-Urm", "sh", "-c", mount, "sh", str(tmp_path)]
+    try:
+        probe = subprocess.run([*enclosed, "true"], capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("unshare is not installed")
+    if probe.returncode != 0:
+        pytest.skip(f"no mount namespace: {probe.stderr.decode().strip()}")
+    run = subprocess.run(
+        [*enclosed, sys.executable, "-m", f"{__package__}.full_disk", str(tmp_path)],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (0, "all is well\n"), run.stderr

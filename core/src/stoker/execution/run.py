@@ -13,6 +13,7 @@ from stoker.action import LoadedAction, Outcome, resolve_output
 from stoker.digest import Digest
 from stoker.errors import FailedPrecondition, StokerError
 from stoker.execution.arrangement import parent_of
+from stoker.execution.disk import check_room, disk_errors
 from stoker.execution.input_root import InputRoot
 from stoker.execution.outputs import collect_outputs
 from stoker.execution.stages import Stages
@@ -67,8 +68,12 @@ class Ending(NamedTuple):
 async def conclude(run: Run, ending: Ending, root: InputRoot | None, blobs: BlobStore) -> Outcome:
     """Store outputs and streams, and say how it went. Without a `root` there are no outputs.
 
-    Outputs are collected whatever the exit code (RUN-16). Raises StorageFull or Unavailable.
+    Outputs are collected whatever the exit code (RUN-16). Raises StorageFull or Unavailable; the
+    former also where the executor's own disk may have cut short what the command wrote.
     """
+    if root is not None and ending.error is None:
+        with disk_errors("looking for free space:"):
+            check_room(os.fspath(root.folder))
     run.stages.mark("output_upload_start")
     uploads = Uploads(run.action.digest.function, blobs)
     result, error = reapi.ActionResult(), ending.error

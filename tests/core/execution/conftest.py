@@ -117,7 +117,7 @@ class Rig:
         return (await self.cas.get(result.stdout_digest)).decode()
 
     def leftovers(self) -> list[str]:
-        return sorted(path.name for path in (self.folder / "actions").iterdir())
+        return sorted(path.name for path in self.folder.glob("life-*/actions/*"))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import trio
 
 from stoker.digest import SHA256, Digest
 from stoker.errors import DataLoss, InputsMissing, InvalidRequest
-from stoker.execution.input_root import InputRoot
+from stoker.execution.input_root import InputRoot, RootReplaced
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import BlobReader
 from stoker.storage.memory import MemoryBlobStore
@@ -360,3 +360,19 @@ async def test_laying_out_many_files_of_every_size(any_cas: Cas, root: InputRoot
     await root.lay_out(tree)
     assert {path.name: path.read_bytes() for path in (root.folder / "d").iterdir()} == files
     assert (root.folder / "e" / "twin").read_bytes() == LARGE
+
+
+async def test_a_folder_that_was_replaced_is_not_laid_out(
+    any_cas: Cas, root: InputRoot, tmp_path: Path
+) -> None:
+    # Whatever is where the link leads would be deleted.
+    await root.lay_out(await any_cas.tree({"a": b"one"}))
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("mine")
+    root.folder.rename(tmp_path / "old")
+    root.folder.symlink_to("precious")
+    with pytest.raises(RootReplaced):
+        await root.lay_out(await any_cas.tree({"a": b"two"}))
+    assert entries(tmp_path / "precious") == {"file": b"mine"}
+    await root.remove()
+    assert entries(tmp_path / "precious") == {"file": b"mine"}

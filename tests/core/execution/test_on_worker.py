@@ -11,7 +11,7 @@ import trio
 from google.protobuf.struct_pb2 import Struct
 
 from stoker.action import LoadedAction, Outcome
-from stoker.errors import InvalidRequest, TimedOut
+from stoker.errors import FailedPrecondition, InvalidRequest, TimedOut
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker_worker_json import JsonProtocol
 
@@ -36,6 +36,9 @@ def work(arguments):
             out.append(os.environ.get(rest, "unset"))
         elif verb == "stderr":
             print(rest, file=sys.stderr, flush=True)
+        elif is_worker and verb == "replace-root":
+            os.rename(os.getcwd(), os.getcwd() + ".old")
+            os.symlink(rest, os.path.dirname(os.getcwd()) + "/root")
         elif verb == "status":
             return int(rest), out
         elif is_worker and verb == "die":
@@ -311,3 +314,31 @@ async def test_cancellation_at_any_point_ends_the_worker(
         await trio.lowlevel.checkpoint()
     outcome = await worker_rig.run(await work(worker_rig.cas, "list"))
     assert (await stderr(worker_rig.cas, outcome)).split() == ["args", "tool"]
+
+
+async def test_a_worker_that_replaces_its_folder_harms_nobody(
+    worker_rig: Rig, tmp_path: Path
+) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("mine")
+    line = f"replace-root {precious}"
+    outcome = await worker_rig.run(await work(worker_rig.cas, line, output_paths=["file"]))
+    assert isinstance(outcome.error, FailedPrecondition)
+    assert not outcome.result.output_files
+    # The next action has another worker, and nothing of what is behind the link.
+    outcome = await worker_rig.run(await work(worker_rig.cas, "list"))
+    assert await stderr(worker_rig.cas, outcome) == "args\ntool"
+    assert facts(outcome)["worker"] == "worker-2"
+    assert (precious / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("answered", "told"),
+    [(0, 0), (1, 1), (255, 255), (256, 1), (-999, 25), (-1, 255), (-(2**31), 1), (2**31 - 1, 255)],
+)
+async def test_exit_codes_are_those_of_processes(worker_rig: Rig, answered: int, told: int) -> None:
+    # RUN-15
+    outcome = await worker_rig.run(await work(worker_rig.cas, f"status {answered}"))
+    assert outcome.result.exit_code == told
+    assert ("exit code" in outcome.message) == (answered != told)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -305,7 +307,7 @@ async def test_a_sandbox_that_cannot_enclose(cas: Cas, strategy: Any, tmp_path: 
     ) as executor:
         with pytest.raises(FailedPrecondition, match="cannot enclose"):
             await executor.run(await cas.action("true"), lambda _: None)
-    assert list((tmp_path / "actions").iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 async def test_the_sandbox_decides_what_is_started(cas: Cas, strategy: Any, tmp_path: Path) -> None:
@@ -340,16 +342,67 @@ async def test_a_full_store_is_no_result(
         assert rig.leftovers() == []
 
 
+@pytest.mark.parametrize("name", ["life-abcdefgh", "actions", "workers"])
 async def test_what_a_killed_server_left_is_swept(
-    cas: Cas, strategy: Any, tmp_path: Path, open_rig: OpenRig
+    cas: Cas, strategy: Any, tmp_path: Path, open_rig: OpenRig, name: str
 ) -> None:
-    left = tmp_path / "actions" / "1" / "root" / "d"
+    left = tmp_path / name / "1" / "root" / "d"
     left.mkdir(parents=True)
     (left / "f").write_bytes(b"")
     left.chmod(0o500)
     async with open_rig(cas, strategy, tmp_path) as rig:
-        assert rig.leftovers() == []
         assert await rig.stdout("ls -A | wc -l") == "0\n"
+        await wait_until_removed(tmp_path / name)
+
+
+async def wait_until_removed(path: Path) -> None:
+    with trio.fail_after(60):
+        while path.exists():  # a folder has no event
+            await trio.sleep(0.01)
+
+
+async def test_what_an_earlier_server_started_writes_nowhere_near(
+    cas: Cas, strategy: Any, tmp_path: Path, open_rig: OpenRig
+) -> None:
+    # The orphan of a killed server goes on writing to the folder it knows, and makes it anew.
+    roots = []
+    for _ in range(2):
+        async with open_rig(cas, strategy, tmp_path) as rig:
+            roots.append((await rig.stdout("pwd")).strip())
+    assert roots[0] != roots[1]
+    orphan = await trio.lowlevel.open_process(
+        ["sh", "-c", f"while :; do mkdir -p {roots[0]}; echo x > {roots[0]}/out; done"],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(3):
+            async with open_rig(cas, strategy, tmp_path) as rig:
+                result = await rig.shell("sleep 0.05; ls -A", output_paths=["out"])
+                assert not result.HasField("stdout_digest")
+                assert not result.output_files
+    finally:
+        orphan.kill()
+        await orphan.wait()
+
+
+async def test_a_left_file_that_withstands_holds_up_nothing(
+    cas: Cas, strategy: Any, tmp_path: Path, open_rig: OpenRig
+) -> None:
+    left = tmp_path / "life-abcdefgh"
+    for name in ("a", "b", "c"):
+        (left / name).mkdir(parents=True)
+        (left / name / "file").write_text("")
+    immutable = left / "b" / "file"
+    if subprocess.run(["chattr", "+i", immutable], capture_output=True, check=False).returncode:
+        pytest.skip("no file can be made immutable here")
+    try:
+        async with open_rig(cas, strategy, tmp_path) as rig:
+            assert await rig.stdout("echo fine") == "fine\n"
+            await wait_until_removed(left / "a")
+            await wait_until_removed(left / "c")
+            assert immutable.exists()
+    finally:
+        subprocess.run(["chattr", "-i", immutable], check=True)
 
 
 async def test_a_folder_has_one_executor(
@@ -402,3 +455,46 @@ async def test_many_cancelled_at_once_leave_nothing(rig: Rig) -> None:
         nursery.cancel_scope.cancel()
     assert rig.leftovers() == []
     assert processes_in(rig.folder) == []
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("replacement", ["", "mkdir", "mkfifo", "ln -s /etc/passwd"])
+async def test_a_stream_that_is_taken_away_is_told(rig: Rig, stream: str, replacement: str) -> None:
+    # RUN-13: never as if nothing had been written.
+    replace = f"{replacement} ../{stream}" if replacement else ""
+    action = await rig.cas.shell(
+        f"echo lost; echo lost >&2; echo 1 > f; rm ../{stream}; {replace}", output_paths=["f"]
+    )
+    outcome = await rig.run(action)
+    assert isinstance(outcome.error, FailedPrecondition)
+    assert stream in str(outcome.error)
+    assert not outcome.result.HasField(f"{stream}_digest")
+    assert [file.path for file in outcome.result.output_files] == ["f"]
+
+
+async def test_a_working_directory_that_leads_nowhere(rig: Rig) -> None:
+    # RUN-08: asking again is of no use.
+    inputs = {"l": "nothing"}
+    action = await rig.cas.action("true", inputs=inputs, working_directory="l/d")
+    with pytest.raises(FailedPrecondition, match="working directory l/d"):
+        await rig.run(action)
+
+
+def test_what_a_full_disk_cut_short_is_no_result(tmp_path: Path) -> None:
+    # RUN-24: on a file system of 40 MiB, which only a namespace of its own lets us mount.
+    mount = 'mount -t tmpfs -o size=40m tmpfs "$1" && shift && exec "$@"'
+    enclosed = ["unshare", "-Urm", "sh", "-c", mount, "sh", str(tmp_path)]
+    try:
+        probe = subprocess.run([*enclosed, "true"], capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("unshare is not installed")
+    if probe.returncode != 0:
+        pytest.skip(f"no mount namespace: {probe.stderr.decode().strip()}")
+    run = subprocess.run(
+        [*enclosed, sys.executable, "-m", f"{__package__}.full_disk", str(tmp_path)],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (0, "all is well\n"), run.stderr

@@ -431,3 +431,35 @@ async def test_a_directory_deeper_than_paths_go(rig: Rig) -> None:
     error = await error_of(rig, f'python3 -c "{script}"', output_paths=["d"])
     assert isinstance(error, FailedPrecondition)
     assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize("path", ["passwd", "."])
+async def test_a_root_replaced_by_a_link_has_no_outputs(rig: Rig, path: str) -> None:
+    error = await error_of(
+        rig, "cd ..; rm -rf root; ln -s /etc root; ls root/passwd", output_paths=[path]
+    )
+    assert isinstance(error, FailedPrecondition)
+    assert "replaced" in str(error)
+
+
+async def test_a_survey_never_begins_behind_a_link(cas: Cas, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "f").write_text("secret")
+    (tmp_path / "root").symlink_to("real")
+    command = reapi.Command(output_paths=["f"])
+    with pytest.raises(FailedPrecondition, match="behind a link"):
+        await collect_outputs(tmp_path / "root", command, Uploads(SHA256, cas.blobs))
+
+
+async def test_nothing_behind_a_link_is_made_readable(rig: Rig, tmp_path: Path) -> None:
+    # OUT-20 is about the action's own folders.
+    secret = tmp_path / "elsewhere" / "secret"
+    secret.mkdir(parents=True)
+    (secret / "x").write_text("")
+    secret.chmod(0o600)
+    action = await rig.cas.shell(
+        "true", inputs={"l": str(secret.parent)}, output_paths=["l/secret/x"]
+    )
+    outcome = await rig.run(action)
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert not outcome.result.output_files

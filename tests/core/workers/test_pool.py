@@ -248,26 +248,17 @@ async def test_the_folder_of_a_worker_is_never_replaced(workshop: Workshop) -> N
         assert len(inodes) == 1
 
 
-async def test_what_an_earlier_pool_left_is_removed(workshop: Workshop) -> None:
-    left = workshop.folder / "workers" / "worker-1"
-    (left / "root").mkdir(parents=True)
-    (left / "root" / "file").write_text("x")
-    (workshop.folder / "workers" / "worker-1-Javac.log").write_text("x")
-    async with workshop.pool() as pool:
-        assert (await workshop.report(pool))["count"] == 1
-
-
 async def test_a_folder_that_cannot_be_used_is_told(workshop: Workshop) -> None:
     (workshop.folder / "file").write_text("")
-    with pytest.raises(Unavailable, match="file"):
-        async with open_worker_pool(
-            strategy=LocalStrategy(),
-            protocols=PROTOCOLS,
-            folder=workshop.folder / "file" / "workers",
-            open_root=partial(InputRoot, blobs=workshop.blobs),
-            settings=WorkerSettings(),
-        ):
-            pass
+    async with open_worker_pool(
+        strategy=LocalStrategy(),
+        protocols=PROTOCOLS,
+        folder=workshop.folder / "file" / "workers",
+        open_root=partial(InputRoot, blobs=workshop.blobs),
+        settings=WorkerSettings(),
+    ) as pool:
+        with pytest.raises(Unavailable, match="file"):
+            await workshop.report(pool)
 
 
 # The chaos of a client that changes its mind: places and processes must all come back.

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,11 +143,59 @@ async def test_a_program_held_open_for_writing_is_a_passing_trouble(  # RUN-18
     assert await run(strategy, place.spec("./tool")) == spi.Exit(0)
 
 
-async def test_a_missing_working_directory_is_not_the_fault_of_the_program(
+@pytest.mark.parametrize("target", ["nothing", "l", "file", "file/below"])
+@pytest.mark.parametrize("working_directory", ["l", "l/d"])
+async def test_a_working_directory_that_leads_nowhere_is_the_fault_of_the_request(
+    strategy: spi.ExecutionStrategy, place: Workplace, target: str, working_directory: str
+) -> None:
+    # RUN-08: trying again elsewhere would not help.
+    (place.root / "file").write_text("")
+    (place.root / "l").symlink_to(target)
+    with pytest.raises(spi.FailedPrecondition, match=f"working directory {working_directory} "):
+        await run(strategy, place.spec("true", working_directory=working_directory))
+
+
+async def test_a_missing_root_is_nobodys_fault(
     strategy: spi.ExecutionStrategy, place: Workplace
 ) -> None:
-    with pytest.raises(spi.Unavailable, match="working directory"):
-        await run(strategy, place.spec("true", working_directory="absent"))
+    spec = replace(place.spec("true"), root=place.root / "absent")
+    with pytest.raises(spi.Unavailable, match="absent"):
+        await run(strategy, spec)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o755])
+async def test_a_fifo_is_no_program(
+    strategy: spi.ExecutionStrategy, place: Workplace, mode: int
+) -> None:
+    # RUN-17
+    os.mkfifo(place.root / "fifo")
+    (place.root / "fifo").chmod(mode)
+    with pytest.raises(spi.ProgramNotStarted, match="not a regular file") as caught:
+        await run(strategy, place.spec("./fifo"))
+    assert caught.value.exit_code == 126
+
+
+@pytest.mark.parametrize(
+    ("program", "path"),
+    [
+        ("x" * 300, "/bin"),
+        ("x" * 5000, "/bin"),
+        ("/" + "x" * 300, "/bin"),
+        ("/" + "x" * 5000, "/bin"),
+        ("absent", "/" + "x" * 300),
+        ("absent", ":".join(["/" + "x" * 300] * 100)),
+    ],
+    ids=["name", "very-long-name", "path", "very-long-path", "PATH", "very-long-PATH"],
+)
+async def test_what_is_too_long_for_any_disk_is_not_there(
+    strategy: spi.ExecutionStrategy, place: Workplace, program: str, path: str
+) -> None:
+    # RUN-17
+    spec = replace(place.spec(program), environment={"PATH": path})
+    with pytest.raises(spi.ProgramNotStarted) as caught:
+        await run(strategy, spec)
+    assert caught.value.exit_code in (126, 127)
+    assert len(str(caught.value)) < 1100
 
 
 async def test_an_output_file_that_cannot_be_opened_is_named(

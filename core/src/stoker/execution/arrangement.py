@@ -3,7 +3,7 @@
 These functions block; call them in a thread. Nothing below a symbolic link is ever touched.
 """
 
-# ruff: noqa: PTH101, PTH102, PTH103, PTH115, PTH211
+# ruff: noqa: PTH101, PTH102, PTH115, PTH211
 # Strings and descriptors: for ten thousand files, making Paths would take half of the time.
 
 from __future__ import annotations
@@ -103,11 +103,10 @@ def _upwards(path: str) -> Iterator[str]:
 
 
 def arrange(top: str, wanted: Wanted, held: Mapping[str, LaidFile]) -> list[FileChange]:
-    """Bring folder `top` to `wanted`; files that must be written are returned instead.
+    """Bring the folder `top` to `wanted`; files that must be written are returned instead.
 
     A file stays if it is in `held` as it should be, and has not been touched since.
     """
-    os.makedirs(top, exist_ok=True)
     present = _clear(top, wanted, held)
     for folder in sorted(wanted.folders - present.folders):
         _make_folder(os.path.join(top, folder))

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import trio
 
-from stoker.errors import InvalidRequest, StokerError, Unavailable
+from stoker.errors import InvalidRequest, StokerError, StorageFull, Unavailable
 
 Result = TypeVar("Result")
 
@@ -18,6 +18,11 @@ Result = TypeVar("Result")
 _FAULTS_OF_THE_REQUEST = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ, errno.EINVAL})
 
 _LONGEST_SHOWN_PATH = 200
+
+RESERVE_BYTES = 16 * 2**20
+"""How much must be free on the disk of an executor's folder when an action starts, and when it
+ends. Many tools take no notice of a failed write: with less than this, what an action wrote may
+be cut short, whatever its exit code."""
 
 
 @contextmanager
@@ -49,6 +54,27 @@ async def on_disk(
     """
     with disk_errors(doing, fault):
         return await trio.to_thread.run_sync(work)
+
+
+def check_room(folder: str) -> None:
+    """Raise StorageFull unless the disk of `folder` has `RESERVE_BYTES` free, and an inode.
+
+    This is a look at one moment, and sees no quota: an action that fills the disk and makes room
+    again before it ends goes unnoticed. No error if there is no such folder.
+    """
+    try:
+        status = os.statvfs(folder)
+    except FileNotFoundError:
+        return
+    free_bytes = status.f_bavail * status.f_frsize
+    if free_bytes < RESERVE_BYTES:
+        raise StorageFull(
+            f"the disk of {folder} is full: {free_bytes} bytes are free, "
+            f"and actions need {RESERVE_BYTES} in reserve"
+        )
+    # Some file systems count no inodes.
+    if status.f_files and not status.f_favail:
+        raise StorageFull(f"the disk of {folder} is full: it has no inode left")
 
 
 def write_all(descriptor: int, data: bytes) -> None:

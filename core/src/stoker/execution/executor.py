@@ -12,7 +12,7 @@ import msgspec
 
 from stoker.action import LoadedAction, Outcome
 from stoker.errors import InvalidRequest
-from stoker.execution.action_folders import Workplace, lock_folder
+from stoker.execution.action_folders import open_workplace
 from stoker.execution.input_root import InputRoot
 from stoker.execution.on_worker import OnWorker
 from stoker.execution.one_shot import OneShot
@@ -107,13 +107,11 @@ async def open_executor(
 ) -> AsyncIterator[Executor]:
     """An executor, and its persistent workers, in `folder`, which it has to itself.
 
-    What an earlier one left there is swept first. Without `protocols`, actions that ask for a
-    persistent worker are run as any other. Raises ConfigurationError if another executor, of
-    whatever process, uses the folder.
+    What an earlier one left there is never seen again, and deleted in the background. Without
+    `protocols`, actions that ask for a persistent worker are run as any other. Raises
+    ConfigurationError if another executor, of whatever process, uses the folder.
     """
-    with lock_folder(folder):
-        workplace = Workplace(folder)
-        await workplace.sweep()
+    async with open_workplace(folder) as workplace:
         one_shot = OneShot(
             executor=name,
             blobs=blobs,
@@ -124,7 +122,7 @@ async def open_executor(
         async with open_worker_pool(
             strategy=strategy,
             protocols=protocols,
-            folder=folder / "workers",
+            folder=workplace.workers,
             open_root=partial(InputRoot, blobs=blobs),
             settings=worker_settings,
         ) as workers:

@@ -1,16 +1,20 @@
 """A folder that holds an action's input root."""
 
+# ruff: noqa: PTH103
+# Strings: for ten thousand files, making Paths would take half of the time.
+
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from stoker.digest import Digest
-from stoker.errors import BlobNotFound, InputsMissing
-from stoker.execution.arrangement import FileChange, LaidFile, arrange, wanted_entries
-from stoker.execution.disk import on_disk, write_all
+from stoker.errors import BlobNotFound, FailedPrecondition, InputsMissing
+from stoker.execution.arrangement import FileChange, LaidFile, Wanted, arrange, wanted_entries
+from stoker.execution.disk import check_room, on_disk, write_all
 from stoker.execution.input_files import PartialFile, copy_bytes, open_source, write_file
 from stoker.execution.removal import remove_tree
 from stoker.spi import BlobStore
@@ -27,6 +31,10 @@ _SMALL_BYTES = 2**20
 _SMALL_AT_ONCE_BYTES = 4 * 2**20
 
 
+class RootReplaced(FailedPrecondition):
+    """Where the input root was is something else, or nothing."""
+
+
 class InputRoot:
     """A folder, and what was last laid out in it. One task uses it at a time.
 
@@ -40,6 +48,7 @@ class InputRoot:
         self._top = os.fspath(folder)
         self._blobs = blobs
         self._held: dict[str, LaidFile] = {}
+        self._identity: tuple[int, int] | None = None
 
     async def lay_out(self, tree: InputTree, parents: Collection[str] = ()) -> None:
         """Bring the folder to exactly `tree` and the folders `parents`, with those above them.
@@ -49,22 +58,44 @@ class InputRoot:
         it may be the working directory of a living process, and so do files that need no change.
 
         Raises InputsMissing with all blobs that are not in the store, InvalidRequest for a tree
-        that no folder can hold, Unavailable for a disk that is full. After an exception,
-        cancellation included, the folder holds some of both states: lay out again, or remove.
+        that no folder can hold, RootReplaced if the folder is not the one of the last time,
+        StorageFull or Unavailable for a disk that is full. After an exception, cancellation
+        included, the folder holds some of both states: lay out again, or remove.
         """
         wanted = wanted_entries(tree, parents)
         held = {path: self._held[path] for path in wanted.files.keys() & self._held.keys()}
-        changes = await on_disk(_DOING, partial(arrange, self._top, wanted, held))
+        changes = await on_disk(_DOING, partial(self._arrange, wanted, held))
         self._held = held
         await self._write(changes)
+
+    def check_intact(self) -> None:
+        """Raise RootReplaced unless the folder is the very one that was laid out.
+
+        An action could otherwise have what lies elsewhere taken for its outputs, or for a
+        worker's inputs of the time before, which are deleted.
+        """
+        try:
+            status = os.lstat(self._top)
+        except OSError as error:
+            raise RootReplaced(f"the input root is gone: {error.strerror}") from error
+        if not stat.S_ISDIR(status.st_mode) or _identity(status) != self._identity:
+            raise RootReplaced("the input root was replaced by something else")
 
     async def remove(self) -> None:
         """Delete the folder and all below it, whatever an action did to it.
 
         Cancellation waits for the deletion's end. Raises Unavailable where something withstands.
         """
-        self._held = {}
+        self._held, self._identity = {}, None
         await on_disk("removing an input root:", partial(remove_tree, self._top))
+
+    def _arrange(self, wanted: Wanted, held: Mapping[str, LaidFile]) -> list[FileChange]:
+        if self._identity is None:
+            os.makedirs(self._top, exist_ok=True)
+            self._identity = _identity(os.lstat(self._top))
+        self.check_intact()
+        check_room(self._top)
+        return arrange(self._top, wanted, held)
 
     async def _write(self, changes: list[FileChange]) -> None:
         sizeable = {change.file.digest for change in changes if change.file.digest.size_bytes}
@@ -115,6 +146,10 @@ class InputRoot:
             except BaseException:
                 part.discard()
                 raise
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _is_small(change: FileChange) -> bool:

@@ -6,7 +6,7 @@ import trio
 
 from stoker.action import Outcome
 from stoker.errors import ProgramNotStarted, TimedOut
-from stoker.execution.input_root import InputRoot
+from stoker.execution.input_root import InputRoot, RootReplaced
 from stoker.execution.process import environment_of
 from stoker.execution.run import Ending, Run, conclude
 from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
@@ -57,7 +57,7 @@ class OnWorker:
     async def _attempt(self, run: Run, plan: WorkerPlan, request: WorkRequest) -> Outcome:
         environment = environment_of(run.action.command)
         async with self._pool.lease(plan, run.action, environment) as worker:
-            await worker.root.lay_out(run.tree, run.folders)
+            await _lay_out(run, worker)
             run.stages.mark("input_fetch_completed")
             # What it takes to start is not the action's time (RUN-20).
             await worker.start()
@@ -66,7 +66,7 @@ class OnWorker:
             run.stages.mark("execution_completed")
             run.stages.note({"worker": worker.name, "served": worker.served})
             # A worker that ran out of time is of no more use: the pool ends it.
-            return await conclude(run, self._ending(run, response), worker.folder, self._blobs)
+            return await conclude(run, self._ending(run, response), worker.root, self._blobs)
 
     async def _perform(
         self, run: Run, worker: Worker[InputRoot], request: WorkRequest
@@ -79,5 +79,25 @@ class OnWorker:
         if response is None:
             error = TimedOut(run.limit_seconds, self._executor)
             return Ending(_EXIT_CODE_OF_TIMEOUT, error=error)
+        code = process_exit_code(response.exit_code)
+        if code != response.exit_code:
+            run.messages.append(f"the worker answered exit code {response.exit_code}")
         # PWK-08: what a worker says belongs on stderr, as with Bazel's own workers.
-        return Ending(response.exit_code, stderr=response.output.encode())
+        return Ending(code, stderr=response.output.encode())
+
+
+def process_exit_code(number: int) -> int:
+    """What stands for any 32-bit `number` among the exit codes that processes have (RUN-15).
+
+    As when a process exits with it, these are its lowest eight bits; but a failure stays one, and
+    is 1 where those are all zero.
+    """
+    return number & 0xFF or int(number != 0)
+
+
+async def _lay_out(run: Run, worker: Worker[InputRoot]) -> None:
+    try:
+        await worker.root.lay_out(run.tree, run.folders)
+    except RootReplaced as error:
+        # By an earlier action: this one is to have a worker that has its folder.
+        raise WorkerFailed(worker.name, f"has lost its folder: {error}", answered=False) from error

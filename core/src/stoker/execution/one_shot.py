@@ -53,7 +53,7 @@ class OneShot:
                 ending = Ending(error.exit_code, stderr=f"{error}\n".encode(), error=error)
                 return await conclude(run, ending, None, self._blobs)
             ending = self._ending(run, stop, folders)
-            return await conclude(run, ending, folders.root, self._blobs)
+            return await conclude(run, ending, root, self._blobs)
 
     async def _run_process(self, run: Run, spec: ProcessSpec) -> _Stop:
         """Run to the end. When this returns, or raises, nothing of the process lives (RUN-22)."""

@@ -3,7 +3,7 @@
 These functions block; call them in a thread.
 """
 
-# ruff: noqa: PTH101, PTH115, PTH116
+# ruff: noqa: PTH101, PTH115, PTH116, PTH119, PTH120
 # Strings and descriptors: for ten thousand files, making Paths would take half of the time.
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def survey_outputs(root: str, command: reapi.Command) -> Survey:
     the wrong kind (OUT-03, OUT-04), a special file (OUT-19), a name that is not UTF-8 (OUT-21),
     or a path that a symbolic link leads out of the input root.
     """
-    top = os.path.realpath(root)
+    # Not the last part: were it a link, everything would lie behind a link out of the root.
+    top = os.path.join(os.path.realpath(os.path.dirname(root)), os.path.basename(root))
     survey = Survey()
     for path, kind in _wanted(command):
         location = _locate(top, command.working_directory, path)
@@ -114,15 +115,20 @@ def _locate(root: str, working_directory: str, path: str) -> str | None:
 
 
 def _make_passable(root: str, folder: str) -> None:
-    """Undo what an action did to hide its outputs, or nothing could be said of them (OUT-20)."""
+    """Undo what an action did to hide its outputs, or nothing could be said of them (OUT-20).
+
+    What lies behind a symbolic link is left alone, as it may be anybody's.
+    """
     location = root
     for name in ("", *folder.split("/")):
-        location = os.path.join(location, name)
+        location = os.path.join(location, name) if name else location
         try:
             mode = os.lstat(location).st_mode
         except OSError:
             return
-        if stat.S_ISDIR(mode) and not mode & stat.S_IXUSR:
+        if not stat.S_ISDIR(mode):
+            return
+        if not mode & stat.S_IXUSR:
             os.chmod(location, 0o700)
 
 

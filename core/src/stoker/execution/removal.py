@@ -2,7 +2,7 @@
 
 These functions block; call them in a thread. They never follow a symbolic link, open folders that
 forbid it, and need neither a deep stack nor long paths for a deep tree. They raise OSError, for
-instance when something living adds files faster than they go.
+instance when something living adds files faster than they go, once all is gone that can go.
 """
 
 # ruff: noqa: PTH101, PTH106, PTH108
@@ -36,35 +36,49 @@ def empty_folder(path: str) -> None:
     os.chmod(path, 0o700)
     descriptor = os.open(path, _FOLDER)
     try:
-        while _empty(descriptor, descriptor, 0):
-            pass
+        removal = _Removal(descriptor)
+        while removal.empty(descriptor, 0):
+            removal.errors.clear()
     finally:
         os.close(descriptor)
+    if removal.errors:
+        raise removal.errors[0]
 
 
-def _empty(folder: int, top: int, depth: int) -> bool:
-    """Empty `folder`. Returns whether something was moved to `top` for the next round."""
-    with os.scandir(folder) as entries:
-        names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    moved = False
-    for name, is_folder in names:
-        with suppress(FileNotFoundError):
-            if is_folder:
-                moved |= _remove_folder(name, folder, top, depth)
-            else:
-                os.unlink(name, dir_fd=folder)
-    return moved
+class _Removal:
+    """The emptying of the open folder `top`."""
 
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self.errors: list[OSError] = []
+        """What withstood. The first says most: the folders above it could not but stay."""
 
-def _remove_folder(name: str, parent: int, top: int, depth: int) -> bool:
-    os.chmod(name, 0o700, dir_fd=parent)
-    if depth == _DEPTH:
-        os.rename(name, f".{uuid.uuid4().hex}", src_dir_fd=parent, dst_dir_fd=top)
-        return True
-    descriptor = os.open(name, _FOLDER, dir_fd=parent)
-    try:
-        moved = _empty(descriptor, top, depth + 1)
-    finally:
-        os.close(descriptor)
-    os.rmdir(name, dir_fd=parent)
-    return moved
+    def empty(self, folder: int, depth: int) -> bool:
+        """Empty `folder`. Returns whether something was moved to the top for the next round."""
+        with os.scandir(folder) as entries:
+            names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        moved = False
+        for name, is_folder in names:
+            try:
+                if is_folder:
+                    moved |= self._remove_folder(name, folder, depth)
+                else:
+                    os.unlink(name, dir_fd=folder)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                self.errors.append(error)
+        return moved
+
+    def _remove_folder(self, name: str, parent: int, depth: int) -> bool:
+        os.chmod(name, 0o700, dir_fd=parent)
+        if depth == _DEPTH:
+            os.rename(name, f".{uuid.uuid4().hex}", src_dir_fd=parent, dst_dir_fd=self._top)
+            return True
+        descriptor = os.open(name, _FOLDER, dir_fd=parent)
+        try:
+            moved = self.empty(descriptor, depth + 1)
+        finally:
+            os.close(descriptor)
+        os.rmdir(name, dir_fd=parent)
+        return moved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from stoker.action import LoadedAction, Outcome, resolve_output
 from stoker.digest import Digest
 from stoker.errors import FailedPrecondition, StokerError
 from stoker.execution.arrangement import parent_of
+from stoker.execution.disk import check_room, disk_errors
+from stoker.execution.input_root import InputRoot
 from stoker.execution.outputs import collect_outputs
 from stoker.execution.stages import Stages
 from stoker.execution.uploads import LocalFile, Uploads
@@ -62,11 +65,15 @@ class Ending(NamedTuple):
     error: StokerError | None = None
 
 
-async def conclude(run: Run, ending: Ending, root: Path | None, blobs: BlobStore) -> Outcome:
+async def conclude(run: Run, ending: Ending, root: InputRoot | None, blobs: BlobStore) -> Outcome:
     """Store outputs and streams, and say how it went. Without a `root` there are no outputs.
 
-    Outputs are collected whatever the exit code (RUN-16). Raises StorageFull or Unavailable.
+    Outputs are collected whatever the exit code (RUN-16). Raises StorageFull or Unavailable; the
+    former also where the executor's own disk may have cut short what the command wrote.
     """
+    if root is not None and ending.error is None:
+        with disk_errors("looking for free space:"):
+            check_room(os.fspath(root.folder))
     run.stages.mark("output_upload_start")
     uploads = Uploads(run.action.digest.function, blobs)
     result, error = reapi.ActionResult(), ending.error
@@ -75,13 +82,15 @@ async def conclude(run: Run, ending: Ending, root: Path | None, blobs: BlobStore
             result = await _outputs(run, root, uploads)
         except FailedPrecondition as unfit:
             error = error or unfit
-    stdout = await _store_stream(ending.stdout, uploads)
-    stderr = await _store_stream(ending.stderr, uploads)
     # RUN-14: an empty stream has no digest.
-    if stdout is not None:
-        result.stdout_digest.CopyFrom(stdout.to_proto())
-    if stderr is not None:
-        result.stderr_digest.CopyFrom(stderr.to_proto())
+    for stream, field_ in ((ending.stdout, "stdout_digest"), (ending.stderr, "stderr_digest")):
+        try:
+            digest = await _store_stream(stream, uploads)
+        except FailedPrecondition as unfit:
+            error = error or unfit
+            continue
+        if digest is not None:
+            getattr(result, field_).CopyFrom(digest.to_proto())
     try:
         await uploads.publish()
     except FailedPrecondition as changed:
@@ -93,8 +102,9 @@ async def conclude(run: Run, ending: Ending, root: Path | None, blobs: BlobStore
     return Outcome(result=result, error=error, message="\n".join(run.messages))
 
 
-async def _outputs(run: Run, root: Path, uploads: Uploads) -> reapi.ActionResult:
-    collected = await collect_outputs(root, run.action.command, uploads)
+async def _outputs(run: Run, root: InputRoot, uploads: Uploads) -> reapi.ActionResult:
+    root.check_intact()
+    collected = await collect_outputs(root.folder, run.action.command, uploads)
     if collected.skipped:
         run.messages.append(
             f"left out, as neither file, directory nor symbolic link: "
@@ -107,10 +117,12 @@ async def _store_stream(stream: Path | bytes, uploads: Uploads) -> Digest | None
     if isinstance(stream, bytes):
         return uploads.add(stream) if stream else None
     try:
-        size_bytes = stream.stat().st_size  # noqa: ASYNC240 -- a trip to a thread costs more
-    except FileNotFoundError:
+        status = stream.lstat()  # noqa: ASYNC240 -- a trip to a thread costs more
+    except OSError as error:
+        raise FailedPrecondition(f"the action has removed its own {stream.name}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise FailedPrecondition(f"the action has put something else in place of {stream.name}")
+    if not status.st_size:
         return None
-    if not size_bytes:
-        return None
-    file = LocalFile(os.fspath(stream), size_bytes)
+    file = LocalFile(os.fspath(stream), status.st_size)
     return (await uploads.add_files([file]))[file.location]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -137,6 +138,8 @@ def open_output(location: str) -> Iterator[BinaryIO]:
     except OSError as error:
         raise FailedPrecondition(f"output {location!r} cannot be read: {error.strerror}") from error
     with open(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise FailedPrecondition(f"output {location!r} is a regular file no more")
         yield file
 
 

@@ -71,12 +71,10 @@ async def open_worker_pool(
     open_root: Callable[[Path], RootT],
     settings: WorkerSettings,
 ) -> AsyncIterator[WorkerPool[RootT]]:
-    """A pool that keeps its workers' folders in `folder`, which it has to itself.
+    """A pool that keeps its workers' folders in `folder`, which no pool has used before.
 
-    What an earlier pool left in `folder` is removed. On leaving, idle workers are ended politely
-    and others at once; no process is left. Raises Unavailable if the folder cannot be used.
+    On leaving, idle workers are ended politely and others at once; no process is left.
     """
-    await _clear(folder, open_root)
     machinery = WorkerMachinery(
         strategy=strategy,
         max_response_bytes=settings.max_response_bytes,
@@ -290,17 +288,6 @@ class WorkerPool(Generic[RootT]):
         differences = [worker.key.difference(other.key) for other in self._workers]
         nearest = min(differences, key=len, default=())
         _log.info("worker created", worker=worker.name, nearest_key_differs_in=nearest)
-
-
-async def _clear(folder: Path, open_root: Callable[[Path], Root]) -> None:
-    for path in _left_over(folder):
-        await open_root(path).remove()
-
-
-def _left_over(folder: Path) -> list[Path]:
-    with _disk_errors("making the workers' folder"):
-        folder.mkdir(parents=True, exist_ok=True)
-        return list(folder.glob("worker-*"))
 
 
 def _worker_name(number: int, mnemonic: str) -> str:

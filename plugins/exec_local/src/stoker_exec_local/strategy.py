@@ -36,12 +36,15 @@ class LocalStrategy(spi.ExecutionStrategy):
 
 async def _start(spec: spi.ProcessSpec) -> LocalProcess:
     folder = spec.root / spec.working_directory
-    program = find_program(spec, folder)
+    program = spec.argv[0]
+    if "/" not in program:
+        program = await trio.to_thread.run_sync(find_program, spec, folder)
     with _open_output(spec.stdout) as stdout, _open_output(spec.stderr) as stderr:
         try:
             process = await _open_when_written(spec, program, folder, stdout, stderr)
         except (OSError, ValueError) as error:
-            raise why_not_started(error, program, folder) from error
+            reason = await trio.to_thread.run_sync(why_not_started, error, spec, program, folder)
+            raise reason from error
     return await _watched(process)
 
 

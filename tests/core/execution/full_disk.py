@@ -1,0 +1,47 @@
+"""Fill the small file system at the path given by actions, and see what becomes of them.
+
+A program.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from stoker.errors import StorageFull
+from stoker.execution.disk import RESERVE_BYTES
+from stoker_exec_local import LocalStrategy
+
+from .conftest import Cas, open_rig
+
+FOLDER = Path(sys.argv[1])
+
+
+async def main() -> None:
+    cas = Cas()
+    async with open_rig(cas, LocalStrategy(), FOLDER) as rig:
+        assert await rig.stdout("echo room") == "room\n"
+        # The tool takes no notice of the failure, and the action exits with 0.
+        action = await cas.shell(
+            "echo begin > o; head -c 100000000 /dev/zero >> o 2> /dev/null; true",
+            output_paths=["o"],
+        )
+        with pytest.raises(StorageFull, match=f"{FOLDER}.*{RESERVE_BYTES}"):
+            await rig.run(action)
+        assert rig.leftovers() == []
+        # What is in the way from the start is told before anything runs.
+        with (FOLDER / "filler").open("wb") as filler:
+            filler.write(bytes(30_000_000))
+        before = len(rig.started)
+        with pytest.raises(StorageFull, match=str(FOLDER)):
+            await rig.shell("echo too late")
+        assert len(rig.started) == before
+        (FOLDER / "filler").unlink()
+        assert await rig.stdout("echo room") == "room\n"
+    print("all is well")
+
+
+trio.run(main)

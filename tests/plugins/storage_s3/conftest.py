@@ -1,4 +1,4 @@
-"""One S3 server a session, a folder of its bucket a test, and a proxy for those that need faults."""
+"""One S3 server a session, a folder of its bucket a test, and a proxy for faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A proxy before an S3 server that counts requests, and lets those fail that a test chooses."""
+"""A proxy before an S3 server that counts requests, and lets chosen ones fail or wait."""
 
 from __future__ import annotations
 
@@ -34,7 +34,14 @@ class Cut:
     after_bytes: int
 
 
-Fault = Answer | Drop | Hang | Cut
+@dataclass(frozen=True)
+class Hold:
+    """Forward the request only once the test says so."""
+
+    released: trio.Event
+
+
+Fault = Answer | Drop | Hang | Cut | Hold
 
 
 @dataclass(frozen=True)
@@ -54,17 +61,15 @@ class Proxy:
         self.requests: list[Request] = []
         self.choose: Callable[[Request], Fault | None] = lambda request: None
         self.begun = trio.Event()
-        """Set with the first request that is chosen to fail."""
+        """Set with the first request that is chosen."""
 
     def count(self, method: str) -> int:
         return Counter(request.method for request in self.requests)[method]
 
-    def fail_all(self, fault: Fault) -> None:
-        self.choose = lambda request: fault
+    def fail_all(self, fault: Fault, method: str | None = None) -> None:
+        self.choose = lambda request: fault if method in (None, request.method) else None
 
-    async def serve(
-        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         self.endpoint = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         async with trio.open_nursery() as nursery:
@@ -94,6 +99,8 @@ class Proxy:
                     break
                 if isinstance(fault, Hang):
                     await trio.sleep_forever()
+                if isinstance(fault, Hold):
+                    await fault.released.wait()
                 if isinstance(fault, Answer):
                     await reader.body(request.size_bytes, None)
                     await client.send_all(_response(fault, request))

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,11 @@ class Seaweed:
             with urllib.request.urlopen(request) as response:
                 listed: dict[str, Any] = json.load(response)
         except urllib.error.HTTPError as error:
-            assert error.code == 404, "the folder of uploads is made with the first one"
             error.close()
-            return []
+            if error.code == 404:
+                # The folder is made with the first upload.
+                return []
+            raise
         return [entry["FullPath"] for entry in listed["Entries"] or []]
 
     def _flags(self) -> list[str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
 
-from stoker.spi import SHA256, BlobStore, DigestMismatch
+from stoker.spi import SHA256, BlobStore, Digest, DigestMismatch
 from stoker.storage.verifying import VerifyingBlobStore
 from stoker.testing.blob_store_laws import MIB, assert_absent, blob, read, same, write
 
 from .conftest import OpenBlobs
-from .proxy import Proxy, Request
+from .proxy import Hold, Proxy, Request
 from .seaweed import Seaweed
 
 PART = 5 * MIB
@@ -27,6 +27,18 @@ async def store(open_blobs: OpenBlobs, proxy: Proxy, seaweed: Seaweed) -> AsyncI
     async with open_blobs(part_bytes=PART, endpoint=proxy.endpoint) as store:
         yield store
     assert seaweed.uploads() == []
+
+
+async def fail_behind(
+    store: BlobStore,
+    digest: Digest,
+    data: bytes,
+    before_failing: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+) -> None:
+    async with store.open_write(digest) as writer:
+        await writer.write(data)
+        await before_failing()
+        raise _Failure
 
 
 def parts(requests: list[Request]) -> list[Request]:
@@ -68,13 +80,33 @@ async def test_exception_leaves_neither_object_nor_parts(
     # STO-05
     digest, data = blob("fails", 3 * PART)
     with pytest.raises(_Failure):
-        async with store.open_write(digest) as writer:
-            await writer.write(data[:written])
-            raise _Failure
+        await fail_behind(store, digest, data[:written])
     assert seaweed.uploads() == []
     await assert_absent(store, digest)
     await write(store, digest, data)
     assert same(await read(store, digest), data)
+
+
+async def test_upload_is_aborted_behind_its_last_part(
+    store: BlobStore, proxy: Proxy, seaweed: Seaweed
+) -> None:
+    # STO-05: a part that arrives behind the request to abort would stay, and be paid for.
+    digest, data = blob("slow part", 2 * PART)
+    held = Hold(trio.Event())
+    proxy.choose = lambda request: held if "partNumber=" in request.path else None
+
+    async def fail() -> None:
+        with pytest.raises(_Failure):
+            await fail_behind(store, digest, data[:PART], proxy.begun.wait)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fail)
+        await proxy.begun.wait()
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert proxy.count("DELETE") == 0
+        held.released.set()
+    assert proxy.count("DELETE") == 1
+    assert seaweed.uploads() == []
 
 
 async def test_wrong_bytes_leave_neither_object_nor_parts(
@@ -120,13 +152,14 @@ async def test_those_who_wait_go_on_when_the_first_writer_fails(
 ) -> None:
     digest, data = blob("abandoned", 2 * PART)
     async with trio.open_nursery() as nursery:
+
+        async def let_others_begin() -> None:
+            for _ in range(4):
+                nursery.start_soon(write, store, digest, data)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+
         with pytest.raises(_Failure):
-            async with store.open_write(digest) as writer:
-                await writer.write(data[:PART])
-                for _ in range(4):
-                    nursery.start_soon(write, store, digest, data)
-                await trio.testing.wait_all_tasks_blocked(0.1)
-                raise _Failure
+            await fail_behind(store, digest, data[:PART], let_others_begin)
     assert same(await read(store, digest), data)
     assert len(parts(proxy.requests)) <= 1 + 2
 
@@ -136,12 +169,13 @@ async def test_a_writer_that_stalls_holds_nobody_up_for_long(
 ) -> None:
     digest, data = blob("stalled", 2 * PART)
     async with open_blobs(part_bytes=PART, shared_upload_seconds=0.1) as store:
+
+        async def write_too() -> None:
+            await write(store, digest, data)
+            assert same(await read(store, digest), data)
+
         with pytest.raises(_Failure):
-            async with store.open_write(digest) as writer:
-                await writer.write(data[:PART])
-                await write(store, digest, data)
-                assert same(await read(store, digest), data)
-                raise _Failure
+            await fail_behind(store, digest, data[:PART], write_too)
         assert same(await read(store, digest), data), "an aborted upload takes nothing away"
     assert seaweed.uploads() == []
 

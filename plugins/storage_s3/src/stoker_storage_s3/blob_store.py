@@ -53,7 +53,8 @@ class BucketBlobStore(BlobStore):
         self._toucher = toucher
         self._nursery = nursery
         self._uploads = trio.CapacityLimiter(settings.max_uploads)
-        self._flights = Flights()
+        self._writes: Flights[None] = Flights()
+        self._looks: Flights[bool] = Flights()
         self._present = DigestIndex(
             settings.presence_entries, settings.presence_seconds, trio.current_time
         )
@@ -140,7 +141,11 @@ class BucketBlobStore(BlobStore):
     # --- what is there
 
     async def _look(self, digest: Digest) -> bool:
-        return self._note(digest, await self._bucket.head(_key(digest)))
+        async def ask() -> bool:
+            return self._note(digest, await self._bucket.head(_key(digest)))
+
+        # Clients of one build ask for the same blobs at the same moment.
+        return await self._looks.once(digest, ask)
 
     def _note(self, digest: Digest, found: Found | None) -> bool:
         """Remember what was `found`; whether it is the blob."""
@@ -200,7 +205,7 @@ class BucketBlobStore(BlobStore):
     # --- writing
 
     async def _publish(self, digest: Digest, data: bytes) -> None:
-        await self._flights.once(digest, partial(self._write, digest, data))
+        await self._writes.once(digest, partial(self._write, digest, data))
 
     async def _write(self, digest: Digest, data: bytes) -> None:
         if await self._is_needed(digest):
@@ -230,7 +235,7 @@ class BucketBlobStore(BlobStore):
             digest,
             part_bytes,
             upload,
-            self._flights,
+            self._writes,
             self._nursery,
             patience_seconds=self._shared_upload_seconds,
         )

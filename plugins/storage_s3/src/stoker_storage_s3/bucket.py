@@ -17,7 +17,6 @@ import obstore
 import trio
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-from stoker_storage_s3.concurrency import ranges
 from stoker_storage_s3.failures import (
     LIBRARY_ERRORS,
     at_opening,
@@ -168,15 +167,6 @@ class Bucket:
     async def copy(self, source: str, target: str) -> None:
         """Copy an object within the bucket, at the service."""
         await self._write(f"copying {source}", partial(obstore.copy, self._uploads, source, target))
-
-    async def rewrite(self, key: str, size_bytes: int, part_bytes: int) -> None:
-        """Read object `key` and write the same anew, for those too large to be copied."""
-
-        def windows() -> Iterator[bytes]:
-            for start, end in ranges(0, size_bytes, part_bytes):
-                yield bytes(obstore.get_range(self._uploads, key, start=start, end=end))
-
-        await self.upload(key, windows(), part_bytes, self._limiter)
 
     async def delete(self, key: str) -> None:
         """Remove object `key`; no error if it is absent, which S3 does not tell."""

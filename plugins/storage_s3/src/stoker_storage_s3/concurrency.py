@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import trio
 
 from stoker.spi import Digest, StokerError
 
 Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 
 async def for_each(
@@ -37,34 +38,35 @@ async def for_each(
         raise failures[0]
 
 
-class Flight:
+class Flight(Generic[Answer]):
     """Work on one digest that is under way."""
 
     def __init__(self) -> None:
         self.landed = trio.Event()
-        self.succeeded = False
+        self.answers: list[Answer] = []
+        """One if the work succeeded."""
         self.failure: StokerError | None = None
 
 
-class Flights:
+class Flights(Generic[Answer]):
     """Which digests are being worked on, so that nobody does the same work beside another."""
 
     def __init__(self) -> None:
-        self._under_way: dict[Digest, Flight] = {}
+        self._under_way: dict[Digest, Flight[Answer]] = {}
 
-    def start(self, digest: Digest) -> Flight | None:
+    def start(self, digest: Digest) -> Flight[Answer] | None:
         """A flight for others to wait on, to be landed by the caller; None if there is one."""
         if digest in self._under_way:
             return None
         flight = self._under_way[digest] = Flight()
         return flight
 
-    def land(self, digest: Digest, flight: Flight) -> None:
+    def land(self, digest: Digest, flight: Flight[Answer]) -> None:
         """Tell those who wait, and make way for the next flight."""
         del self._under_way[digest]
         flight.landed.set()
 
-    async def wait_landed(self, digest: Digest) -> Flight | None:
+    async def wait_landed(self, digest: Digest) -> Flight[Answer] | None:
         """Wait for the flight under way, if any, and return it landed."""
         flight = self._under_way.get(digest)
         if flight is None:
@@ -72,27 +74,31 @@ class Flights:
         await flight.landed.wait()
         return flight
 
-    async def once(self, digest: Digest, work: Callable[[], Awaitable[object]]) -> None:
+    async def once(self, digest: Digest, work: Callable[[], Awaitable[Answer]]) -> Answer:
         """Do `work`, unless somebody else is at it: then share how that ends, failure included.
 
         A failure is shared lest those who wait try a dead service one after the other. If the
         other was cancelled, one of those who wait does the work.
         """
         while flight := await self.wait_landed(digest):
-            if flight.succeeded:
-                return
+            if flight.answers:
+                return flight.answers[0]
             if flight.failure is not None:
                 raise type(flight.failure)(*flight.failure.args)
+        return await self._lead(digest, work)
+
+    async def _lead(self, digest: Digest, work: Callable[[], Awaitable[Answer]]) -> Answer:
         flight = self.start(digest)
         assert flight is not None, "nobody else ran since there was none"
         try:
-            await work()
-            flight.succeeded = True
+            answer = await work()
+            flight.answers.append(answer)
         except StokerError as error:
             flight.failure = error
             raise
         finally:
             self.land(digest, flight)
+        return answer
 
 
 def ranges(start: int, end: int, step: int) -> Iterator[tuple[int, int]]:

@@ -22,7 +22,7 @@ class LargeWriter(BlobWriter):
         digest: Digest,
         part_bytes: int,
         upload: PartsUpload,
-        flights: Flights,
+        flights: Flights[None],
         nursery: trio.Nursery,
         *,
         patience_seconds: float,
@@ -34,7 +34,7 @@ class LargeWriter(BlobWriter):
         self._nursery = nursery
         self._patience_seconds = patience_seconds
         self._part = bytearray()
-        self._flight: Flight | None = None
+        self._flight: Flight[None] | None = None
         self._uploading = False
         self._another_did_it = False
 
@@ -56,7 +56,7 @@ class LargeWriter(BlobWriter):
             return
         await self._upload.finish()
         if self._flight is not None:
-            self._flight.succeeded = True
+            self._flight.answers.append(None)
 
     async def close(self) -> None:
         """Leave nothing of what is not finished, and let those go on who wait."""
@@ -83,6 +83,6 @@ class LargeWriter(BlobWriter):
     async def _await_others(self) -> bool:
         with trio.move_on_after(self._patience_seconds):
             while flight := await self._flights.wait_landed(self._digest):
-                if flight.succeeded:
+                if flight.answers:
                     return True
         return False

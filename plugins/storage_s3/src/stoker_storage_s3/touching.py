@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable
 import structlog
 import trio
 
-from stoker.spi import StokerError
+from stoker.spi import StokerError, Unavailable
 from stoker_storage_s3.bucket import Bucket, Found
+from stoker_storage_s3.concurrency import ranges
+from stoker_storage_s3.writing import PartsUpload, fitting_part_bytes
 
 _log = structlog.get_logger(__name__)
 
@@ -20,7 +22,7 @@ _MAX_WAITING = 10_000
 _AT_ONCE = 4
 # The most that S3 copies in one request.
 COPY_LIMIT_BYTES = 5_000_000_000
-_REWRITE_PART_BYTES = 64 * 1024 * 1024
+_REWRITE_PART_BYTES = 8 * 1024 * 1024
 
 
 class Toucher:
@@ -78,7 +80,7 @@ async def renew_blob(
     a detour. What a crash leaves of that, the life-cycle rule takes.
     """
     if found.size_bytes > copy_limit_bytes:
-        await bucket.rewrite(key, found.size_bytes, _REWRITE_PART_BYTES)
+        await _rewrite(bucket, key, found.size_bytes)
         return
     detour = f"touch/{uuid.uuid4()}"
     await bucket.copy(key, detour)
@@ -87,3 +89,30 @@ async def renew_blob(
     finally:
         with trio.CancelScope(shield=True):
             await bucket.delete(detour)
+
+
+async def _rewrite(bucket: Bucket, key: str, size_bytes: int) -> None:
+    """Read object `key` and write the same anew, for those too large to be copied."""
+    part_bytes = fitting_part_bytes(_REWRITE_PART_BYTES, size_bytes)
+    upload = PartsUpload(bucket, key, part_bytes, trio.CapacityLimiter(1))
+    failure: StokerError | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upload.run)
+        try:
+            for start, end in ranges(0, size_bytes, part_bytes):
+                await upload.send(await _read_again(bucket, key, start, end))
+            await upload.finish()
+        except StokerError as error:
+            # Carried around the nursery, which would wrap it in a group.
+            failure = error
+        finally:
+            await upload.abort()
+    if failure is not None:
+        raise failure
+
+
+async def _read_again(bucket: Bucket, key: str, start: int, end: int) -> bytes:
+    piece = await bucket.get(key, start, end)
+    if piece is None or len(piece.data) != end - start:
+        raise Unavailable(f"bucket {bucket.name}: {key} was changed while it was renewed")
+    return bytes(piece.data)

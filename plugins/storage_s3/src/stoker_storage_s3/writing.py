@@ -11,6 +11,7 @@ from stoker_storage_s3.bucket import Bucket
 
 # S3 takes 10,000 parts of one object.
 _MAX_PARTS = 9_999
+_ABORT_SECONDS = 5.0
 
 
 def fitting_part_bytes(part_bytes: int, size_bytes: int) -> int:
@@ -90,9 +91,14 @@ class PartsUpload:
             raise self._error()
 
     async def abort(self) -> None:
-        """Leave nothing in the bucket. Does nothing after `finish`."""
+        """Leave nothing in the bucket, though perhaps a little later. Does nothing after `finish`.
+
+        No object can appear any more. The parts are removed once the one on its way has arrived,
+        which whoever gave up need not wait for when the bucket is slow.
+        """
         self._scope.cancel()
-        with trio.CancelScope(shield=True):
+        with trio.move_on_after(_ABORT_SECONDS) as scope:
+            scope.shield = True
             await self._ended.wait()
 
     def _parts(self) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,8 +56,9 @@ class Request:
 class Proxy:
     """Listens at `endpoint` and forwards to `upstream_port`, but where `choose` says otherwise."""
 
-    def __init__(self, upstream_port: int) -> None:
+    def __init__(self, upstream_port: int, tls: ssl.SSLContext | None = None) -> None:
         self._upstream_port = upstream_port
+        self._tls = tls
         self.endpoint = ""
         self.requests: list[Request] = []
         self.choose: Callable[[Request], Fault | None] = lambda request: None
@@ -71,12 +73,19 @@ class Proxy:
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        self.endpoint = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        scheme = "https" if self._tls else "http"
+        self.endpoint = f"{scheme}://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         async with trio.open_nursery() as nursery:
-            await nursery.start(trio.serve_listeners, self._handle, listeners)
+            await nursery.start(trio.serve_listeners, self._accept, listeners)
             task_status.started()
 
-    async def _handle(self, client: trio.SocketStream) -> None:
+    async def _accept(self, client: trio.SocketStream) -> None:
+        if self._tls is None:
+            await self._handle(client)
+        else:
+            await self._handle(trio.SSLStream(client, self._tls, server_side=True))
+
+    async def _handle(self, client: trio.abc.Stream) -> None:
         try:
             async with await trio.open_tcp_stream("127.0.0.1", self._upstream_port) as server:
                 await self._join(_Reader(client), client, server)
@@ -84,7 +93,7 @@ class Proxy:
             await trio.aclose_forcefully(client)
 
     async def _join(
-        self, reader: _Reader, client: trio.SocketStream, server: trio.SocketStream
+        self, reader: _Reader, client: trio.abc.Stream, server: trio.SocketStream
     ) -> None:
         cut = _Cut()
         async with trio.open_nursery() as nursery:
@@ -117,7 +126,7 @@ class _Cut:
 
 
 class _Reader:
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.abc.ReceiveStream) -> None:
         self._stream = stream
         self._data = b""
 
@@ -142,7 +151,7 @@ class _Reader:
 
 
 async def _send_back(
-    server: trio.SocketStream, client: trio.SocketStream, cut: _Cut, scope: trio.CancelScope
+    server: trio.SocketStream, client: trio.abc.SendStream, cut: _Cut, scope: trio.CancelScope
 ) -> None:
     while data := bytes(await server.receive_some()):
         if cut.after_bytes is not None:

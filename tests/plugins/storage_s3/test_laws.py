@@ -32,6 +32,7 @@ class TestBucketBlobStoreThatRemembersNothing(BlobStoreLaws):
             yield store
 
 
+@pytest.mark.slow
 class TestVerifiedBucketBlobStore(BlobStoreLaws):
     @pytest.fixture
     async def store(self, open_blobs: OpenBlobs) -> AsyncIterator[BlobStore]:

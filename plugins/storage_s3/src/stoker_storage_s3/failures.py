@@ -31,7 +31,13 @@ _HINTS = {
     "RequestTimeTooSkewed": "this machine's clock is wrong",
     "AccessDenied": "these credentials lack a permission",
 }
-_METADATA_SERVICE = ("169.254.169.254", "metadata.google.internal", "169.254.170.2")
+# Where machines of Amazon, Google and Azure are asked for credentials of their own.
+_IDENTITY_SERVICE = ("/latest/api/token", "/latest/meta-data/", "/computeMetadata/", "//169.254.")
+_TRANSPORT = {
+    "error sending request": "it does not answer",
+    "request or response body error": "its answer broke off",
+    "Received non-partial response": "it does not know ranges",
+}
 
 
 def proves_absence(error: Exception) -> bool:
@@ -93,11 +99,14 @@ def _reason(error: Exception) -> str:
 
 def _bare(text: str) -> str:
     line = text.partition("\n")[0].rpartition(" - ")[2]
+    for told, meant in _TRANSPORT.items():
+        if told in line:
+            return meant
     return _MARKUP.sub("", _ADDRESS.sub("…", line)).strip()[:200]
 
 
 def _asked_for_credentials(text: str) -> bool:
-    return any(address in text.partition("\n")[0] for address in _METADATA_SERVICE)
+    return any(place in text.partition("\n")[0] for place in _IDENTITY_SERVICE)
 
 
 def _status(text: str) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
+import trio.testing
 
 from stoker.spi import SHA256, BlobStore, Digest, DigestMismatch
 from stoker.storage.verifying import VerifyingBlobStore
@@ -174,7 +175,7 @@ async def test_a_writer_that_stalls_holds_nobody_up_for_long(
             await write(store, digest, data)
             assert same(await read(store, digest), data)
 
-        with pytest.raises(_Failure):
+        with pytest.raises(_Failure), trio.fail_after(20):
             await fail_behind(store, digest, data[:PART], write_too)
         assert same(await read(store, digest), data), "an aborted upload takes nothing away"
     assert seaweed.uploads() == []

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+import trio.testing
 
 from stoker.spi import BlobStore, Digest
 from stoker.testing.blob_store_laws import blob, read, write
@@ -98,6 +99,22 @@ async def test_asking_for_many_is_one_wave(open_blobs: OpenBlobs, proxy: Proxy) 
     assert proxy.count("HEAD") == 15
 
 
+async def test_clients_that_ask_the_same_at_once_share_the_answers(
+    store: BlobStore, proxy: Proxy
+) -> None:
+    # FMB-10
+    blobs = dict(blob(f"asked by all {number}", 10) for number in range(20))
+    held = Hold(trio.Event())
+    proxy.choose = lambda request: held
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(store.find_missing, blobs)
+        await proxy.begun.wait()
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        held.released.set()
+    assert proxy.count("HEAD") == len(blobs)
+
+
 async def test_what_was_seen_is_not_asked_again(store: BlobStore, proxy: Proxy) -> None:
     # FMB-10
     blobs = dict(blob(f"seen {number}", 10) for number in range(10))
@@ -127,9 +144,13 @@ def test_index_is_bounded_in_number_and_life() -> None:
     assert [index.holds(digest) for digest in digests] == [False, False, True, True, True]
     now = 5.0
     index.add(digests[2])
+    index.add(digests[0])
+    assert [index.holds(digest) for digest in digests] == [True, False, True, False, True]
     now = 10.0
-    assert [index.holds(digest) for digest in digests[2:]] == [True, False, False]
+    assert [index.holds(digest) for digest in digests] == [True, False, True, False, False]
     index.discard(digests[2])
     index.discard(digests[2])
     assert not index.holds(digests[2])
+    now = 15.0
+    assert not index.holds(digests[0])
     assert len(index) == 0

@@ -8,6 +8,7 @@ from datetime import datetime
 import obstore
 import pytest
 import trio
+import trio.testing
 
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import SHA256, ActionKey, BlobStore, Unavailable

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 _LISTED_AT_ONCE = 1000
-# With one part on its way at a time, an upload can be given up when there is none: see the parts
-# of writing.py. The next one is collected meanwhile.
+# obstore asks for the next part when fewer than these are on their way, and that is where uploads
+# are given up: with one, there is none then that could arrive behind the request to abort, and
+# stay in the bucket. The next one is collected meanwhile.
 _PARTS_AT_ONCE = 1
 
 

@@ -108,11 +108,6 @@ class PartsUpload:
                 part = trio.from_thread.run(self._receive.receive)
             except trio.EndOfChannel:
                 return
-            except trio.Cancelled:
-                # Makes obstore wait for the part that is on its way. Otherwise that may arrive
-                # behind the request to abort, and stay in the bucket.
-                yield b""
-                raise
             yield part
 
     def _error(self) -> Exception:

@@ -43,6 +43,12 @@ SUPPLIERS: Mapping[tuple[str, str], str] = MappingProxyType(
     {
         ("blob_stores", "disk"): "stoker-storage-disk",
         ("action_caches", "disk"): "stoker-storage-disk",
+        ("blob_stores", "s3"): "stoker-storage-s3",
+        ("blob_stores", "gcs"): "stoker-storage-s3",
+        ("blob_stores", "azure"): "stoker-storage-s3",
+        ("action_caches", "s3"): "stoker-storage-s3",
+        ("action_caches", "gcs"): "stoker-storage-s3",
+        ("action_caches", "azure"): "stoker-storage-s3",
         ("strategies", "local"): "stoker-exec-local",
         ("worker_protocols", "proto"): "stoker-worker-proto",
         ("worker_protocols", "json"): "stoker-worker-json",

@@ -188,9 +188,7 @@ async def update(
             for digest, data, compressor in updates
         ]
     )
-    response = await client.unary(
-        CAS + "BatchUpdateBlobs", request, reapi.BatchUpdateBlobsResponse
-    )
+    response = await client.unary(CAS + "BatchUpdateBlobs", request, reapi.BatchUpdateBlobsResponse)
     return list(response.responses)
 
 

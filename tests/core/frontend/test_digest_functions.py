@@ -49,9 +49,7 @@ async def find_missing(
         blob_digests=[digest.to_proto() for digest in digests],
         digest_function=number,  # type: ignore[arg-type] # numbers as they come on the wire
     )
-    response = await client.unary(
-        CAS + "FindMissingBlobs", request, reapi.FindMissingBlobsResponse
-    )
+    response = await client.unary(CAS + "FindMissingBlobs", request, reapi.FindMissingBlobsResponse)
     return {digest.hash for digest in response.missing_blob_digests}
 
 
@@ -68,9 +66,7 @@ async def test_a_blob_goes_every_way(client: Client, function: DigestFunction) -
     assert await client.read(f"blobs/{function.name.lower()}/{second}") == two  # BSR-03
     read = await client.unary(
         CAS + "BatchReadBlobs",
-        reapi.BatchReadBlobsRequest(
-            digests=[first.to_proto()], digest_function=function.number
-        ),
+        reapi.BatchReadBlobsRequest(digests=[first.to_proto()], digest_function=function.number),
         reapi.BatchReadBlobsResponse,
     )
     assert read.responses[0].data == one

@@ -29,7 +29,7 @@ def compress(data: bytes, level: int = 5, options: Mapping[int, int] | None = No
 
 def with_window(data: bytes, window_log: int) -> bytes:
     """A frame, of a stream of unknown length, that asks for a window of 2**window_log bytes."""
-    options = {zstd.CompressionParameter.window_log: window_log}
+    options: dict[int, int] = {zstd.CompressionParameter.window_log: window_log}
     compressor = zstd.ZstdCompressor(options=options)
     return compressor.compress(data) + compressor.flush()
 

@@ -72,13 +72,21 @@ async def receive_batch(
 async def store_batch(blobs: BlobStore, batch: Sequence[Received]) -> None:
     """Publish all blobs of `batch` that are not refused, and note those that failed."""
     accepted: dict[Digest, bytes] = {}
-    for received in batch:
-        if received.digest and not received.refusal:
-            _accept(received.digest, received, accepted)
+    for digest, received in _not_refused(batch):
+        # Of two that claim one digest and differ, at most one can be right (BUB-11).
+        other = accepted.setdefault(digest, received.data)
+        if other != received.data and digest.function.digest(received.data) == digest:
+            accepted[digest] = received.data
+    for digest, received in _not_refused(batch):
+        if received.data != accepted[digest]:
+            received.refusal = DigestMismatch(digest, "other data came")
     failures = await blobs.write_many(accepted)
-    for received in batch:
-        if received.digest and not received.refusal:
-            received.refusal = failures.get(received.digest)
+    for digest, received in _not_refused(batch):
+        received.refusal = failures.get(digest)
+
+
+def _not_refused(batch: Sequence[Received]) -> list[tuple[Digest, Received]]:
+    return [(r.digest, r) for r in batch if r.digest and not r.refusal]
 
 
 def update_response(
@@ -122,16 +130,6 @@ def _decode(digest: Digest, update: Update) -> bytes:
     raise InvalidRequest(
         f"blob {digest} is compressed with number {update.compressor}; zstd is what is offered"
     )
-
-
-def _accept(digest: Digest, received: Received, accepted: dict[Digest, bytes]) -> None:
-    """Of two that claim one digest and differ, at most one can be right (BUB-11)."""
-    if accepted.setdefault(digest, received.data) == received.data:
-        return
-    if digest.function.digest(received.data) == digest:
-        accepted[digest] = received.data
-    else:
-        received.refusal = DigestMismatch(digest, "other data came")
 
 
 # --- reads ---------------------------------------------------------------------------------------

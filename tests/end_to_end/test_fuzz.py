@@ -43,8 +43,6 @@ EXPECTED = {
     StatusCode.ABORTED,  # two calls on one upload
     StatusCode.DEADLINE_EXCEEDED,
 }
-# What rpc says of bytes that are no message, before any handler has seen them.
-UNREADABLE = "the request is not a valid"
 
 NUMBERS = (0, 1, -1, 4, 5, 100, 1 << 31, -(1 << 31), (1 << 63) - 1, -(1 << 63))
 SEGMENTS = (
@@ -98,11 +96,11 @@ class Nonsense:
         return self._random.choice(self._blobs)
 
     def _digest(self) -> reapi.Digest:
-        function = self._random.choice(DIGEST_FUNCTIONS)
+        function = self._random.choice((SHA256,) * len(DIGEST_FUNCTIONS) + DIGEST_FUNCTIONS)
         digest = function.digest(self._blob()).to_proto()
-        if self._random.random() < 0.3:
+        if self._random.random() < 0.15:
             digest.size_bytes = self._number()
-        if self._random.random() < 0.2:
+        if self._random.random() < 0.1:
             digest.hash = self._text()
         return digest
 
@@ -110,7 +108,7 @@ class Nonsense:
         return self._random.choice((*NUMBERS, self._random.randrange(-10, 70_010)))
 
     def _function(self) -> int:
-        return self._random.choice((0, 0, 1, 1, 9, self._random.randrange(-2, 14)))
+        return self._random.choice((0, 0, 0, 1, 1, 1, 9, self._random.randrange(-2, 14)))
 
     def _text(self) -> str:
         letters = string.printable + "é²\u202e"
@@ -153,7 +151,7 @@ class Nonsense:
         name, data = self._name(upload=True), self._blob()
         offset = self._random.choice((0, 0, 0, 1, 5, self._number()))
         size = self._random.choice((1_000, 20_000, 100_000))
-        requests = []
+        requests: list[bytestream.WriteRequest] = []
         for start in range(0, len(data) + 1, size):
             piece = data[start : start + size]
             requests.append(
@@ -269,7 +267,7 @@ def _as_sent(message: Message) -> list[bytes]:
 
 
 async def send(channel: Channel, method: str, messages: list[bytes]) -> str:
-    """Make the call; returns the name of its status. Raises AssertionError for a bad one."""
+    """Make the call; returns the name of its status. Fails for a bad one."""
     try:
         async with channel.open_stream(method, bytes) as stream:
             try:
@@ -281,8 +279,8 @@ async def send(channel: Channel, method: str, messages: list[bytes]) -> str:
             while await stream.receive() is not None:
                 pass
     except RpcError as error:
-        unreadable = error.code is StatusCode.INTERNAL and UNREADABLE in error.message
-        assert error.code in EXPECTED or unreadable, f"{method}: {error}: {messages!r:.2000}"
+        if error.code not in EXPECTED:
+            pytest.fail(f"{method} answered {error} to {messages!r:.2000}")
         return error.code.name
     return "OK"
 

@@ -14,23 +14,19 @@ THREAD_BYTES = 256 * 1024
 """Measured: SHA-256 of 256 KiB takes 0.2 ms, a trip to a thread and back 0.13 ms. Below, hashing
 in place is cheaper; above, it would hold up every other task."""
 
-_PIPELINE_BYTES = 1024 * 1024
 # What may wait to be hashed: enough that neither side stands still for the other's thread.
 _QUEUED_BYTES = 4 * 1024 * 1024
 
 
 class StreamHasher:
-    """Hashes pieces in their order. One task feeds it."""
+    """Hashes pieces in their order, here and at once. One task feeds it."""
 
     def __init__(self, digest: Digest) -> None:
         self._hasher = digest.function.new()
 
     async def update(self, data: bytes | memoryview) -> None:
         """Take the next piece, which may be changed once this returns."""
-        if len(data) < THREAD_BYTES:
-            self._hasher.update(data)
-        else:
-            await trio.to_thread.run_sync(self._hasher.update, data)
+        self._hasher.update(data)
 
     async def hexdigest(self) -> str:
         """The hash of all pieces."""
@@ -39,11 +35,11 @@ class StreamHasher:
 
 @asynccontextmanager
 async def open_hasher(digest: Digest) -> AsyncIterator[StreamHasher]:
-    """A hasher for a blob: one of many bytes is hashed while the caller does something else.
+    """A hasher for a blob: a large one is hashed while the caller does something else.
 
     Leaving the context ends what is still being hashed. An error of the body leaves as it is.
     """
-    if digest.size_bytes < _PIPELINE_BYTES:
+    if digest.size_bytes < THREAD_BYTES:
         yield StreamHasher(digest)
         return
     failure: Exception | None = None

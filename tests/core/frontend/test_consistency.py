@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 
 import grpc
 import pytest
 
 from stoker.digest import SHA256, Digest
-from stoker.errors import Unavailable
+from stoker.errors import StokerError, Unavailable
 from stoker.protos import bytestream_pb2 as bytestream
 from stoker.protos import remote_execution_pb2 as reapi
+from stoker.spi import BlobReader
 from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.read_only import ReadOnlyBlobStore
 
@@ -113,3 +115,49 @@ async def test_upload_goes_on_at_another_server(size: int) -> None:  # BSQ-06
         rest = chunks(name, data[half:], 1 << 20, offset=half)
         assert await client.write(rest) == size
         assert await client.read(f"blobs/{SHA256.digest(data)}") == data
+
+
+class Evicting(MemoryBlobStore):
+    """Holds ten blobs, and forgets those that were not looked at for the longest time."""
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        self._touch(digests)
+        return await super().find_missing(digests)
+
+    def open_read(  # type: ignore[override] # any context manager will do
+        self, digest: Digest, offset: int = 0, limit: int | None = None
+    ) -> AbstractAsyncContextManager[BlobReader]:
+        self._touch([digest])
+        return super().open_read(digest, offset, limit)
+
+    async def read_many(self, digests: Collection[Digest]) -> dict[Digest, bytes]:
+        self._touch(digests)
+        return await super().read_many(digests)
+
+    async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, StokerError]:
+        failures = await super().write_many(blobs)
+        while len(self._blobs) > 10:
+            del self._blobs[next(iter(self._blobs))]
+        return failures
+
+    def _touch(self, digests: Collection[Digest]) -> None:
+        for digest in digests:
+            if digest in self._blobs:
+                self._blobs[digest] = self._blobs.pop(digest)
+
+
+async def test_looking_at_blobs_extends_their_life() -> None:  # FMB-03, GTR-12, BSR-21
+    async with open_front_door(instance_of(Evicting())) as client:
+        directory = reapi.Directory(symlinks=[reapi.SymlinkNode(name="l", target="t")])
+        leaf = await client.put_message(directory)
+        node = reapi.DirectoryNode(name="leaf", digest=leaf.to_proto())
+        root = await client.put_message(reapi.Directory(directories=[node]))
+        asked, read, forgotten = await client.put(b"asked for", b"read", b"forgotten")
+        for number in range(20):
+            tree = reapi.GetTreeRequest(root_digest=root.to_proto())
+            cas = REAPI + "ContentAddressableStorage/"
+            await client.stream(cas + "GetTree", tree, reapi.GetTreeResponse)
+            assert await client.missing(asked) == set()
+            assert await client.read(f"blobs/{read}") == b"read"
+            await client.put(b"%d" % number)
+        assert await client.missing(root, leaf, asked, read, forgotten) == {forgotten.hash}

@@ -9,7 +9,7 @@ import trio
 
 from stoker.digest import DIGEST_FUNCTIONS, DigestFunction
 from stoker.errors import DigestMismatch, StorageFull, UploadInProgress
-from stoker.spi import SHA256, BlobStore, BlobUpload, Digest
+from stoker.spi import SHA256, BlobReader, BlobStore, BlobUpload, Digest
 from stoker.storage import memory
 from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.verifying import VerifyingBlobStore
@@ -172,6 +172,26 @@ async def test_store_without_uploads_of_its_own() -> None:
     assert await store.uploaded_bytes(digest, "u") == 0
     await go_on(store, digest, data, 0)
     assert await read(store, digest) == data
+
+
+class Unreadable(MemoryBlobStore):
+    """A store that one can only write to."""
+
+    def open_read(  # type: ignore[override] # any context manager will do
+        self, digest: Digest, offset: int = 0, limit: int | None = None
+    ) -> AbstractAsyncContextManager[BlobReader]:
+        raise AssertionError(f"{digest} was read")
+
+
+@pytest.mark.parametrize("size_bytes", [10, LARGE])
+async def test_what_is_written_is_not_read_again(size_bytes: int) -> None:
+    # BSW-25
+    store = VerifyingBlobStore(Unreadable())
+    digest, data = blob("written once", size_bytes)
+    await write(store, digest, data)
+    other, content = blob("uploaded once", size_bytes)
+    await go_on(store, other, content, 0)
+    assert await store.find_missing([digest, other]) == set()
 
 
 # --- what memory keeps

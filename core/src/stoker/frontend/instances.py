@@ -57,15 +57,19 @@ class Instance:
 
         Raises InvalidRequest, also where the hashes differ in length (GEN-02).
         """
-        first = next((len(digest.hash) for digest in digests), None)
-        function = digest_function(number, first, self.digest_functions)
+        function = self._function(number, digests)
         check_lengths(function, (digest.hash for digest in digests))
         return function
 
     def request_digests(self, number: int, digests: Collection[reapi.Digest]) -> list[Digest]:
         """The digests of a request. Raises InvalidRequest where one is malformed."""
-        function = self.request_function(number, digests)
+        # Parsing looks at the lengths as well.
+        function = self._function(number, digests)
         return [function.parse(message) for message in digests]
+
+    def _function(self, number: int, digests: Collection[reapi.Digest]) -> DigestFunction:
+        first = next((len(digest.hash) for digest in digests), None)
+        return digest_function(number, first, self.digest_functions)
 
     def request_digest(self, number: int, field_name: str, message: reapi.Digest) -> Digest:
         """The digest in a request's field. Raises InvalidRequest: it is unset or malformed."""
@@ -124,8 +128,9 @@ def naming(subject: str) -> Iterator[None]:
 
 
 def name_subject(error: StokerError, subject: str) -> None:
-    """Have `error` tell what it is about, where it does not yet."""
-    if subject not in str(error) and subject not in getattr(error, "__notes__", ()):
+    """Have `error` tell what it is about, a kind and a name, where it does not name it yet."""
+    name = subject.partition(" ")[2]
+    if name not in str(error) and subject not in getattr(error, "__notes__", ()):
         error.add_note(subject)
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, TypeVarTuple
-
-import trio
 
 from stoker.digest import Digest, DigestFunction
 from stoker.errors import DataLoss, DigestMismatch, InvalidRequest, StokerError
 from stoker.frontend.capabilities import MAX_BATCH_BYTES, MAX_RESPONSE_BYTES
 from stoker.frontend.instances import Instance, name_subject
 from stoker.frontend.status import to_status
+from stoker.frontend.threads import run
 from stoker.frontend.zstd import THREAD_BYTES, Compressor, decompress
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import StatusCode
@@ -24,8 +22,6 @@ IDENTITY, ZSTD = reapi.Compressor.IDENTITY, reapi.Compressor.ZSTD
 _MIN_COMPRESSED_BYTES = 64
 
 Update = reapi.BatchUpdateBlobsRequest.Request
-Answer = TypeVar("Answer")
-Arguments = TypeVarTuple("Arguments")
 
 
 def check_batch(size_bytes: int) -> None:
@@ -35,11 +31,6 @@ def check_batch(size_bytes: int) -> None:
             f"the batch holds {size_bytes} bytes, more than the {MAX_BATCH_BYTES} that are taken "
             "at once; use ByteStream for large blobs"
         )
-
-
-async def run(work: Callable[[*Arguments], Answer], *arguments: *Arguments, inline: bool) -> Answer:
-    """`work` done here, or in a thread where it would hold up others."""
-    return work(*arguments) if inline else await trio.to_thread.run_sync(work, *arguments)
 
 
 # --- updates -------------------------------------------------------------------------------------

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from stoker.digest import Digest
 from stoker.errors import InvalidRequest, OffsetOutOfRange
-from stoker.frontend.batches import run
 from stoker.frontend.bytestream_frames import decode_write_request, encode_read_response
 from stoker.frontend.committed_size import PRESENT, committed_size
 from stoker.frontend.instances import Instance, Instances, naming
 from stoker.frontend.resource_names import BlobName, parse_read_name, parse_upload_name
+from stoker.frontend.threads import run
 from stoker.frontend.uploads import Frames, receive_blob, receive_compressed
 from stoker.frontend.zstd import THREAD_BYTES, Compressor
 from stoker.protos import bytestream_pb2 as bytestream

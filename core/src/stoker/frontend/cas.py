@@ -9,12 +9,12 @@ from stoker.errors import InvalidRequest
 from stoker.frontend.batches import (
     read_batch,
     receive_batch,
-    run,
     store_batch,
     update_response,
 )
 from stoker.frontend.capabilities import MAX_RESPONSE_BYTES
 from stoker.frontend.instances import Instances, naming_instance
+from stoker.frontend.threads import run
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import ServerCall, Service, unary_stream, unary_unary
 from stoker.storage.tree import walk_directories

@@ -6,8 +6,8 @@ from typing import NoReturn
 
 from stoker.digest import Digest
 from stoker.errors import InvalidRequest
-from stoker.frontend.batches import run
 from stoker.frontend.bytestream_frames import WriteFrame, decode_write_request
+from stoker.frontend.threads import run
 from stoker.frontend.zstd import THREAD_BYTES, Decompressor
 from stoker.rpc import ServerCall
 from stoker.spi import BlobStore, BlobUpload, BlobWriter

@@ -13,7 +13,7 @@ PACKAGES := core $(sort $(wildcard plugins/*))
 CODE := core plugins tests examples bench protos
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-rpc-contract lint format bench proto wheels clean
+.PHONY: coverage demo test test-fast test-rpc-contract lint format bench proto wheels clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -28,6 +28,12 @@ test-fast: $(INSTALLED)
 # The rpc room uses grpcio's private API: its tests run on both ends of the range that is allowed.
 test-rpc-contract: $(INSTALLED)
 	$(BIN)/python tests/core/rpc/contract.py
+
+coverage: $(INSTALLED)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(CODE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -92,10 +91,8 @@ def open_program(program: str, *arguments: str) -> Iterator[ServerProcess]:
 
 @contextmanager
 def _process(arguments: Sequence[str], stdout: int) -> Iterator[subprocess.Popen[bytes]]:
-    # Python's own development switches would be measured too.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COV_"))}
     with subprocess.Popen(
-        [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=stdout, env=environment
+        [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=stdout
     ) as process:
         try:
             yield process

@@ -41,7 +41,8 @@ def main() -> None:
         cause = sole_cause(error)
         if not isinstance(cause, ServerLost | ActionFailed | StokerError | RpcError | OSError):
             raise
-        console.print(f"The demo failed: {cause}", style="red", markup=False, highlight=False)
+        # Not by rich, which would wrap the lines of a log.
+        print(f"The demo failed: {cause}", file=sys.stderr)
         sys.exit(1)
     if not finished:
         console.print("Interrupted. The server is stopped, and its files are gone.")

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROWS = {
     "unary call": 3,
-    "read": 2,
+    "read": 4,
     "write": 4,
     "find missing": 4,
     "action-cache hit": 2,

@@ -99,18 +99,32 @@ action_cache = "main"
             "[executors.x.workers] has no key 'idle'",
         ),
         # wrong types
-        (MAIN + "[server]\nlisten = 8980", "[server] listen: expected `array`, got 8980"),
-        (MAIN + "[server]\nlisten = [8980]", "[server] listen[0]: expected `str`, got [8980]"),
+        (MAIN + "[server]\nlisten = 8980", "[server] listen: expected an array, got 8980"),
+        (MAIN + "[server]\nlisten = [8980]", "[server] listen[0]: expected a string, got [8980]"),
         (MAIN + '[log]\nlevel = "loud"', "[log] level: invalid enum value 'loud'"),
         (
             MAIN + '[executors.x]\nstrategy="local"\nslots=0',
-            "[executors.x] slots: expected `int` >",
+            "[executors.x] slots: expected an integer >= 1",
         ),
-        (MAIN + "[server]\ninsecure = 1", "[server] insecure: expected `bool`, got 1"),
+        (MAIN + "[server]\ninsecure = 1", "[server] insecure: expected true or false, got 1"),
         ("server = 3" + MAIN, "[server] must be a table, not an integer"),
         ("executors = 3" + MAIN, "[executors] must hold tables, as [executors.NAME]"),
+        ("executors = [5]" + MAIN, "[executors] must hold tables, as [executors.NAME]"),
+        (MAIN + "[scheduler]\nabandoned_after_seconds = -1.0", "expected a number >= 0"),
+        (MAIN + "[scheduler]\nabandoned_after_seconds = nan", "expected a finite number, got nan"),
+        (MAIN + "[strategies]\nx = 1", "[strategies.x] must be a table, not an integer"),
+        (MAIN + "[blob_stores.x]\nkind = 5", "needs the key 'kind' (a string), got 5"),
+        (MAIN + '[server]\ntls_client_ca = ""', "tls_client_ca: expected a string of length >= 1"),
+        (MAIN + '[executors."../up"]\nstrategy="local"', "name is also a folder's"),
+        (MAIN + '[executors.""]\nstrategy="local"', "name is also a folder's"),
+        (
+            MAIN + '[executors.x]\nstrategy="local"\nlimits={default_timeout_seconds=1e9}',
+            "default_timeout_seconds is above maximum_timeout_seconds",
+        ),
+        (MAIN + f'[server]\nlisten=["127.0.0.1:{"9" * 5000}"]', "neither host:port nor unix"),
+        (MAIN + '[server]\nlisten=["127.0.0.1:٣٣"]', "neither host:port nor unix"),
         # what is needed
-        (MAIN + "[executors.x]", "[executors.x] needs the key 'strategy' (expected `str`)"),
+        (MAIN + "[executors.x]", "[executors.x] needs the key 'strategy' (expected a string)"),
         (MAIN + "[blob_stores.x]", "[blob_stores.x] needs the key 'kind' (a string)"),
         ('[blob_stores.x]\nkind="memory"', "there is no [instances.NAME]"),
         # kinds
@@ -202,6 +216,21 @@ def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
         read_toml(file)
     file.write_text("[blob_stores.a]\n[blob_stores.a]\n")
     with pytest.raises(ConfigurationError, match=r"stoker\.toml is not TOML: .*line 2"):
+        read_toml(file)
+
+
+def test_what_cannot_be_a_path() -> None:
+    configuration = check(MAIN)
+    for text in ("~no-such-user/x", "a\0b"):
+        with pytest.raises(ConfigurationError, match="cannot be a path"):
+            configuration.path(text)
+    assert configuration.path("a") == Path("/folder/a")
+
+
+def test_a_file_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    file = tmp_path / "deep.toml"
+    file.write_text(f"a = {'[' * 5000}{']' * 5000}")
+    with pytest.raises(ConfigurationError, match="nested too deeply"):
         read_toml(file)
 
 

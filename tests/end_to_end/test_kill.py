@@ -124,6 +124,7 @@ def test_fifty_kills(tmp_path: Path) -> None:
     for round_ in range(ROUNDS):
         with open_server_process(tmp_path / "server") as server:
             calls = Calls(server.address)
+            assert not list((tmp_path / "server").rglob("*.part")), f"round {round_}"
             check_all(calls, load, confirmed, outputs)
             uploads, streams = [], []
             for index in range(load.rng.randrange(1, 12)):
@@ -143,7 +144,6 @@ def test_fifty_kills(tmp_path: Path) -> None:
             for stream in streams:
                 executed += _take_outputs(stream, outputs)
             calls.channel.close()
-        assert not list((tmp_path / "server").glob("*.part")), f"round {round_}"
     with open_server_process(tmp_path / "server") as server:
         calls = Calls(server.address)
         check_all(calls, load, confirmed, outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -47,9 +48,10 @@ from stoker.tables import references
 
 log = structlog.get_logger(__name__)
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """What a request may weigh. The batch limit that is advertised counts the bytes of blobs alone;
-the digests beside many tiny ones weigh several times as much (GEN-14)."""
+the digests beside many tiny ones weigh several times as much (GEN-14). More would let one request
+keep all others waiting while it is parsed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class RunningServer:
     """Where it listens, with the ports that were chosen where the configuration said 0."""
     scheduler: Scheduler
     health: Health
+    draining: trio.CancelScope
+    """Cancel it to end what still runs when the server is told to stop, without more patience."""
 
 
 class Services:
@@ -187,18 +191,20 @@ async def open_server(
         for executor in executors:
             slots = configuration.executors[executor.name].slots
             _start_slots(nursery, executor, slots, scheduler, instances)
-        health = Health()
+        health, draining = Health(), trio.CancelScope()
         server = _rpc_server(Instances(instances), scheduler, health)
         addresses = tuple(_listen(server, configuration))
         await nursery.start(server.serve)
         for name in ("", *_SERVED):
             health.set_serving(name, serving=True)
         try:
-            yield RunningServer(addresses, scheduler, health)
+            yield RunningServer(addresses, scheduler, health, draining)
         finally:
             for name in ("", *_SERVED):
                 health.set_serving(name, serving=False)
-            await server.stop(configuration.server.drain_seconds)
+            with draining:
+                await server.stop(configuration.server.drain_seconds)
+            await server.stop(0)
 
 
 def _used_executors(configuration: Configuration) -> list[str]:
@@ -222,13 +228,14 @@ def _offers(executors: Mapping[str, ExecutorTable]) -> dict[str, Offer]:
 def _instance(
     name: str, table: InstanceTable, configuration: Configuration, services: Services
 ) -> Instance:
-    limits = [configuration.executors[executor].limits for executor in table.executors]
     return Instance(
         name=name,
         blobs=services.blob_store(table.blob_store),
         actions=services.action_cache(table),
-        executors=table.executors,
-        max_timeout_seconds=max((limit.maximum_timeout_seconds for limit in limits), default=0.0),
+        executors={
+            executor: configuration.executors[executor].limits.maximum_timeout_seconds
+            for executor in table.executors
+        },
         client_updates=table.client_updates,
     )
 
@@ -298,7 +305,7 @@ def _rpc_server(instances: Instances, scheduler: Scheduler, health: Health) -> S
 
 
 def _listen(server: Server, configuration: Configuration) -> list[str]:
-    credentials = _tls(configuration)
+    credentials = load_tls(configuration)
     addresses = []
     for written in configuration.server.listen:
         unix = written.startswith("unix:")
@@ -311,19 +318,52 @@ def _listen(server: Server, configuration: Configuration) -> list[str]:
     return addresses
 
 
-def _tls(configuration: Configuration) -> TlsCredentials | None:
+def load_tls(configuration: Configuration) -> TlsCredentials | None:
+    """What the server shows to clients and asks of them; None without TLS.
+
+    Raises ConfigurationError naming the file that cannot be used.
+    """
     server = configuration.server
     if server.tls_certificate is None or server.tls_key is None:
         return None
     authority = server.tls_client_ca
+    _check_pems(configuration, server.tls_certificate, server.tls_key, authority)
     return TlsCredentials(
         certificate_chain=_pem("tls_certificate", configuration.path(server.tls_certificate)),
         private_key=_pem("tls_key", configuration.path(server.tls_key)),
-        client_ca=_pem("tls_client_ca", configuration.path(authority)) if authority else None,
+        client_ca=None
+        if authority is None
+        else _pem("tls_client_ca", configuration.path(authority)),
     )
 
 
+def _check_pems(
+    configuration: Configuration, certificate: str, key: str, authority: str | None
+) -> None:
+    """gRPC only says that it cannot listen; OpenSSL says why."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for name, text in (("tls_certificate", certificate), ("tls_key", key)):
+        _pem(name, configuration.path(text))
+    try:
+        context.load_cert_chain(configuration.path(certificate), configuration.path(key))
+    except ssl.SSLError as error:
+        reason = error.reason or error
+        raise ConfigurationError(
+            [f"[server] tls_certificate and tls_key cannot be used together: {reason}"]
+        ) from error
+    if authority is not None:
+        data = _pem("tls_client_ca", configuration.path(authority))
+        try:
+            context.load_verify_locations(cadata=data.decode("ascii", "replace"))
+        except ssl.SSLError as error:
+            raise ConfigurationError(
+                [f"[server] tls_client_ca holds no certificate: {error.reason or error}"]
+            ) from error
+
+
 def _pem(key: str, path: Path) -> bytes:
+    if not path.is_file():
+        raise ConfigurationError([f"[server] {key}: {path} is not a file"])
     try:
         return path.read_bytes()
     except OSError as error:

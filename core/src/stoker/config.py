@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,14 +22,15 @@ from stoker.execution.executor import ExecutionSettings
 from stoker.frontend.instances import check_instance_name
 from stoker.plugins import NOUNS, SUPPLIERS, Catalogue
 from stoker.scheduler.scheduler import SchedulerSettings
-from stoker.spi import ActionCacheName, BlobStoreName, Settings
-from stoker.tables import convert_table, nearest, references
+from stoker.spi import ActionCacheName, BlobStoreName, Settings, resolve_path
+from stoker.tables import convert_table, nearest, quoted, references, toml_type
 from stoker.workers.pool import WorkerSettings
 
 StrategyName = Annotated[str, msgspec.Meta(extra={"refers_to": "strategies"})]
 SandboxName = Annotated[str, msgspec.Meta(extra={"refers_to": "sandboxes"})]
 ProtocolName = Annotated[str, msgspec.Meta(extra={"refers_to": "worker_protocols"})]
 ExecutorName = Annotated[str, msgspec.Meta(extra={"refers_to": "executors"})]
+PathText = Annotated[str, msgspec.Meta(min_length=1)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -43,15 +45,15 @@ class ServerTable(Settings, frozen=True):
     insecure: bool = False
     """Listen on addresses that other machines reach, without TLS: anybody there may then run
     programs here."""
-    tls_certificate: str | None = None
+    tls_certificate: PathText | None = None
     """PEM file of the certificate chain."""
-    tls_key: str | None = None
+    tls_key: PathText | None = None
     """PEM file of its private key."""
-    tls_client_ca: str | None = None
+    tls_client_ca: PathText | None = None
     """PEM file of the authorities whose clients are let in; others are turned away."""
     drain_seconds: Seconds = 20.0
     """How long a server that is told to stop lets calls end by themselves."""
-    state_directory: str = "stoker-state"
+    state_directory: PathText = "stoker-state"
     """Where executors lay out input roots."""
 
 
@@ -103,7 +105,7 @@ class ServiceName(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return f"[{self.table}.{self.name}]"
+        return f"[{self.table}.{quoted(self.name)}]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +124,7 @@ class Configuration:
 
     def path(self, text: str) -> Path:
         """The path that a setting means."""
-        return self.folder / Path(text).expanduser()
+        return resolve_path(self.folder, text)
 
 
 def default_document(state: Path, *, local_execution: bool) -> dict[str, Any]:
@@ -149,6 +151,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The document in a TOML file. Raises ConfigurationError naming the file, and the place."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ConfigurationError([f"{path} is nested too deeply"]) from error
     except OSError as error:
         raise ConfigurationError([f"cannot read {path}: {error.strerror}"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -168,7 +172,7 @@ class _Check:
     _TABLES = ("server", "log", "scheduler", *SERVICE_TABLES, "executors", "instances")
 
     def __init__(self, document: Mapping[str, Any], folder: Path, catalogue: Catalogue) -> None:
-        self._document = document
+        self._document = dict(document)
         self._folder = folder
         self._catalogue = catalogue
         self._problems: list[str] = []
@@ -177,7 +181,13 @@ class _Check:
     def configuration(self) -> Configuration:
         for name in self._document:
             if name not in self._TABLES:
-                self._problems.append(f"there is no table [{name}]{nearest(name, self._TABLES)}")
+                self._problems.append(
+                    f"there is no table [{quoted(name)}]{nearest(name, self._TABLES)}"
+                )
+        for name in (*SERVICE_TABLES, "executors", "instances"):
+            if not isinstance(self._document.setdefault(name, {}), Mapping):
+                self._problems.append(f"[{name}] must hold tables, as [{name}.NAME]")
+                self._document[name] = {}
         server = self._table("server", ServerTable)
         log = self._table("log", LogTable)
         scheduler = self._table("scheduler", SchedulerSettings)
@@ -208,15 +218,11 @@ class _Check:
         return convert_table(name, self._document.get(name, {}), struct, self._problems)
 
     def _entries(self, table: str) -> Iterator[tuple[str, object]]:
-        entries = self._document.get(table, {})
-        if isinstance(entries, Mapping):
-            yield from entries.items()
-        else:
-            self._problems.append(f"[{table}] must hold tables, as [{table}.NAME]")
+        yield from self._document[table].items()
 
     def _named(self, table: str, struct: type[Any]) -> Iterator[tuple[str, Any]]:
         for name, raw in self._entries(table):
-            settings = convert_table(f"{table}.{_quoted(name)}", raw, struct, self._problems)
+            settings = convert_table(f"{table}.{quoted(name)}", raw, struct, self._problems)
             if settings is not None:
                 yield name, settings
 
@@ -228,15 +234,19 @@ class _Check:
                 self._read_service(ServiceName(table, name), raw)
 
     def _read_service(self, name: ServiceName, raw: object) -> None:
-        if not isinstance(raw, Mapping) or not isinstance(raw.get("kind"), str):
-            self._problems.append(f"{name} needs the key 'kind' (a string)")
+        if not isinstance(raw, Mapping):
+            self._problems.append(f"{name} must be a table, not {toml_type(raw)}")
+            return
+        if not isinstance(raw.get("kind"), str):
+            got = f", got {raw['kind']!r}" if "kind" in raw else ""
+            self._problems.append(f"{name} needs the key 'kind' (a string){got}")
             return
         kind = self._catalogue.kinds(name.table).get(raw["kind"])
         if kind is None:
             self._problems.append(f"{name} kind: {self._unknown_kind(name.table, raw['kind'])}")
             return
         rest = {key: value for key, value in raw.items() if key != "kind"}
-        table = f"{name.table}.{_quoted(name.name)}"
+        table = f"{name.table}.{quoted(name.name)}"
         settings = convert_table(table, rest, kind.provider.settings, self._problems)
         if settings is not None:
             self._services[name] = Service(kind.name, settings)
@@ -259,19 +269,33 @@ class _Check:
         for name, service in tuple(self._services.items()):
             self._check_names(str(name), service.settings)
         for executor, settings in executors.items():
-            self._check_names(f"[executors.{_quoted(executor)}]", settings)
+            self._check_executor(executor, settings)
+            self._check_names(f"[executors.{quoted(executor)}]", settings)
             if settings.worker_protocols is None:
                 for protocol in self._catalogue.kinds("worker_protocols"):
                     self._exists("worker_protocols", protocol)
         for instance, table in instances.items():
-            self._check_names(f"[instances.{_quoted(instance)}]", table)
+            self._check_names(f"[instances.{quoted(instance)}]", table)
+
+    def _check_executor(self, name: str, settings: ExecutorTable) -> None:
+        table = f"executors.{quoted(name)}"
+        if not _FOLDER_NAME.fullmatch(name):
+            self._problems.append(
+                f"[{table}]: an executor's name is also a folder's; "
+                f"use letters, digits, '-', '_' and '.', and begin with a letter or digit"
+            )
+        limits = settings.limits
+        if limits.default_timeout_seconds > limits.maximum_timeout_seconds:
+            self._problems.append(
+                f"[{table}.limits] default_timeout_seconds is above maximum_timeout_seconds"
+            )
 
     def _check_names(self, owner: str, settings: Settings) -> None:
         for key, table, name in references(settings):
             if not self._exists(table, name):
-                declared = [*self._document.get(table, {})]
+                declared = [*self._document[table]]
                 self._problems.append(
-                    f"{owner} {key}: there is no [{table}.{_quoted(name)}]"
+                    f"{owner} {key}: there is no [{table}.{quoted(name)}]"
                     f"{self._other_names(table, name, declared)}"
                 )
 
@@ -282,7 +306,7 @@ class _Check:
 
     def _exists(self, table: str, name: str) -> bool:
         """Whether a table is there. An installed kind that needs no settings needs no table."""
-        if name in self._document.get(table, {}):
+        if name in self._document[table]:
             return True
         if table not in SERVICE_TABLES or name not in self._catalogue.kinds(table):
             return False
@@ -327,29 +351,32 @@ class _Check:
     def _check_instances(
         self, executors: Mapping[str, ExecutorTable], instances: Mapping[str, InstanceTable]
     ) -> None:
-        if not self._document.get("instances"):
+        if not self._document["instances"]:
             self._problems.append("there is no [instances.NAME]; without one nothing is served")
         stores: dict[str, tuple[str, str]] = {}
         for name, instance in instances.items():
             try:
                 check_instance_name(name)
             except InvalidRequest as error:
-                self._problems.append(f"[instances.{_quoted(name)}]: {error}")
+                self._problems.append(f"[instances.{quoted(name)}]: {error}")
             for executor in instance.executors:
                 other, store = stores.setdefault(executor, (name, instance.blob_store))
                 if executor in executors and store != instance.blob_store:
                     self._problems.append(
-                        f"[executors.{_quoted(executor)}] serves instances {other!r} and {name!r} "
+                        f"[executors.{quoted(executor)}] serves instances {other!r} and {name!r} "
                         f"with different blob stores, {store!r} and {instance.blob_store!r}; "
                         f"give each an executor of its own"
                     )
+
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def _bad_address(address: str) -> str | None:
     if address.startswith("unix:"):
         return None if address.removeprefix("unix:") else "names no path"
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    if not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         return "is neither host:port nor unix:/path"
     return None
 
@@ -364,12 +391,6 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _quoted(name: str) -> str:
-    """`name` as a TOML key."""
-    bare = name.replace("-", "").replace("_", "")
-    return name if bare.isascii() and bare.isalnum() else f'"{name}"'
 
 
 def effective_document(configuration: Configuration) -> dict[str, Any]:

@@ -105,6 +105,10 @@ class FailedPrecondition(StokerError):
     """The request is well formed, but the state of the server or of the action forbids it."""
 
 
+class NotAllowed(StokerError):
+    """The configuration keeps this client, or every client, from doing that."""
+
+
 class DataLoss(StokerError):
     """A stored blob turned out to be damaged."""
 

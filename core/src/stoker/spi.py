@@ -62,6 +62,7 @@ __all__ = [
     "Provider",
     "Context",
     "Settings",
+    "resolve_path",
     "BlobStoreName",
     "ActionCacheName",
     # storage
@@ -127,6 +128,19 @@ ActionCacheName = Annotated[str, msgspec.Meta(extra={"refers_to": "action_caches
 """The type of a setting that names an ``[action_caches.NAME]`` table."""
 
 
+def resolve_path(folder: Path, text: str) -> Path:
+    """The path that a setting means: ``~`` is a home, and relative ones begin at `folder`.
+
+    Raises ConfigurationError for what cannot be a path.
+    """
+    if not text or "\0" in text:
+        raise ConfigurationError([f"{text!r} cannot be a path"])
+    try:
+        return folder / Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigurationError([f"{text!r} cannot be a path: {error}"]) from error
+
+
 class Context:
     """What a provider may know of the server that opens it."""
 
@@ -140,7 +154,7 @@ class Context:
 
     def path(self, text: str) -> Path:
         """The path that a setting means: relative ones begin at the TOML file's folder."""
-        return self._folder / Path(text).expanduser()
+        return resolve_path(self._folder, text)
 
     def blob_store(self, name: str) -> BlobStore:
         """The store that a setting of type `BlobStoreName` names."""

@@ -7,6 +7,8 @@ told at once and each names its table, its key and the nearest spelling.
 from __future__ import annotations
 
 import difflib
+import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -22,7 +24,7 @@ def convert_table(
 ) -> StructT | None:
     """`raw` as a `struct`; or None, after adding what is wrong with it to `problems`."""
     if not isinstance(raw, Mapping):
-        problems.append(f"[{table}] must be a table, not {_toml_type(raw)}")
+        problems.append(f"[{table}] must be a table, not {toml_type(raw)}")
         return None
     before = len(problems)
     fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
@@ -41,12 +43,15 @@ def convert_table(
 def _convert_value(table: str, key: str, raw: object, kind: Any, problems: list[str]) -> object:
     if isinstance(kind, type) and issubclass(kind, Settings):
         return convert_table(f"{table}.{key}", raw, kind, problems)
+    if isinstance(raw, float) and not math.isfinite(raw):
+        problems.append(f"[{table}] {key}: expected a finite number, got {raw!r}")
+        return None
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$")
         where = place.rstrip("`")
-        problems.append(f"[{table}] {key}{where}: {_lower_first(reason)}, got {raw!r}")
+        problems.append(f"[{table}] {key}{where}: {_in_toml_words(reason)}, got {raw!r}")
         return None
 
 
@@ -87,15 +92,41 @@ def _expected(kind: Any) -> str:
     try:
         msgspec.convert(None, kind)
     except msgspec.ValidationError as error:
-        return _lower_first(str(error).partition(", got")[0])
+        return _in_toml_words(str(error))
     return "optional"
 
 
-def _lower_first(text: str) -> str:
-    text = text.partition(", got `")[0]
+_TOML_WORDS = {
+    "`object`": "a table",
+    "`array`": "an array",
+    "`str`": "a string",
+    "`int`": "an integer",
+    "`float`": "a number",
+    "`bool`": "true or false",
+}
+
+
+def _in_toml_words(text: str) -> str:
+    """What msgspec says, in the words of those who write TOML."""
+    text = text.partition(", got `")[0].replace(" | null", "")
+    for word, toml in _TOML_WORDS.items():
+        text = text.replace(word, toml)
     return text[:1].lower() + text[1:]
 
 
-def _toml_type(value: object) -> str:
-    names = {str: "a string", bool: "a boolean", int: "an integer", float: "a float"}
-    return names.get(type(value), "an array")
+def toml_type(value: object) -> str:
+    """What TOML calls the type of `value`."""
+    names = {
+        str: "a string",
+        bool: "a boolean",
+        int: "an integer",
+        float: "a float",
+        list: "an array",
+    }
+    return names.get(type(value), "a date" if hasattr(value, "isoformat") else "a table")
+
+
+def quoted(name: str) -> str:
+    """`name` as a TOML key."""
+    bare = name.replace("-", "").replace("_", "")
+    return name if bare.isascii() and bare.isalnum() else json.dumps(name, ensure_ascii=False)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -67,7 +70,7 @@ def test_what_init_shows_commented_out_is_the_default(stoker: Terminal, tmp_path
         assert uncommented[key] == defaults["server"][key]
     for key in ("level", "format"):
         assert uncommented[key] == defaults["log"][key]
-    for key in ("max_queued", "abandoned_after_seconds", "retention_seconds", "max_retained"):
+    for key in ("max_queued", "abandoned_after_seconds", "retention_seconds", "max_retained_bytes"):
         assert uncommented[key] == defaults["scheduler"][key]
     workers = uncommented["executors"]["local"]["workers"]
     assert workers.pop("client_updates") == defaults["instances"][""]["client_updates"]
@@ -133,6 +136,11 @@ def test_plugins(stoker: Terminal) -> None:
         (["serve", "--listen", "0.0.0.0:1"], 1, "open to other machines without TLS"),
         (["serve", "--config", "x.toml", "--local-execution"], 1, "built-in defaults"),
         (["srve"], 2, "No such command"),
+        (["run", "--timeout", "nan", "--", "true"], 2, "not a number of seconds"),
+        (["run", "--timeout", "1e300", "--", "true"], 2, "--timeout"),
+        (["run", "--env", "A=\udcff", "--", "true"], 2, "is not valid UTF-8"),
+        (["cas", "find", f"{'0' * 64}/{'9' * 30}"], 2, "is not of the form HASH/SIZE"),
+        (["init", "absent/stoker.toml"], 1, "absent/stoker.toml: No such file or directory"),
         (["serve", "--prt"], 2, "No such option"),
     ],
 )
@@ -160,6 +168,35 @@ def test_a_state_in_use_is_named(stoker: Terminal, tmp_path: Path) -> None:
         code, _, err = stoker("serve", "--listen", "127.0.0.1:0")
         assert code == 1
         assert str(tmp_path / "state") in err
+
+
+@pytest.mark.parametrize(("terminal", "is_json"), [(False, True), (True, False)])
+def test_logs_are_for_whoever_reads_them(tmp_path: Path, terminal: bool, is_json: bool) -> None:
+    reading, writing = pty.openpty() if terminal else os.pipe()
+    command = [sys.executable, "-m", "stoker", "serve", "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen(
+        command, stderr=writing, env={**os.environ, "STOKER_STATE": str(tmp_path)}
+    )
+    os.close(writing)
+    with os.fdopen(reading, "rb", buffering=0) as log:
+        first = b""
+        while not first.endswith(b"\n"):
+            first += log.read(1)
+        process.terminate()
+        assert b"serving" in first
+        assert first.startswith(b"{") == is_json
+        if is_json:
+            assert json.loads(first)["event"] == "serving"
+        while read_some(log):
+            pass
+    assert process.wait(30) == 0
+
+
+def read_some(log: io.FileIO) -> bytes:
+    try:
+        return log.read(1000)
+    except OSError:  # how a terminal tells that nobody writes to it any more
+        return b""
 
 
 class serving:  # noqa: N801 - reads as a clause

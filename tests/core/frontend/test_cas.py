@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 
 import grpc
@@ -110,6 +111,45 @@ async def test_batch_update_judges_each_blob(client: Client) -> None:  # BUB-01,
     assert await client.missing(*digests) == {digests[1].hash}
 
 
+@pytest.mark.parametrize("data", [(b"good", b"evil"), (b"evil", b"good")])
+async def test_each_copy_in_a_batch_is_judged_by_itself(
+    client: Client, data: tuple[bytes, bytes]
+) -> None:  # BUB-02, BUB-11
+    digest = SHA256.digest(b"good")
+    request = reapi.BatchUpdateBlobsRequest(
+        requests=[
+            reapi.BatchUpdateBlobsRequest.Request(digest=digest.to_proto(), data=blob)
+            for blob in data
+        ]
+    )
+    response = await client.unary(CAS + "BatchUpdateBlobs", request, reapi.BatchUpdateBlobsResponse)
+    expected = [0 if blob == b"good" else 3 for blob in data]
+    assert [r.status.code for r in response.responses] == expected
+    assert await client.missing(digest) == set()
+
+
+async def test_pages_of_a_heavy_tree_stay_messages_that_clients_take(client: Client) -> None:
+    folders = [  # GTR-13
+        reapi.Directory(
+            symlinks=[reapi.SymlinkNode(name=f"{i}-{j}", target="t" * 200) for j in range(5000)]
+        )
+        for i in range(8)
+    ]
+    for folder in folders:
+        await client.put_message(folder)
+    root = reapi.Directory(
+        directories=[
+            reapi.DirectoryNode(
+                name=str(i), digest=SHA256.digest(folder.SerializeToString()).to_proto()
+            )
+            for i, folder in enumerate(folders)
+        ]
+    )
+    pages = await tree_pages(client, await client.put_message(root))
+    assert len(pages) > 1
+    assert [d for page in pages for d in page.directories] == [root, *folders]
+
+
 async def test_batches_are_bounded_as_advertised(client: Client) -> None:  # BUB-03, 04, BRB-02
     exact = os.urandom(MAX_BATCH_BYTES)
     [digest] = await client.put(exact)
@@ -192,13 +232,13 @@ async def test_read_ranges(client: Client) -> None:  # BSR-01, 04, 05, 09
         "blobs/x/1",
         f"blobs/{SHA256.empty.hash}",
         f"blobs/{SHA256.empty.hash}/-1",
+        f"blobs/{SHA256.empty.hash}/{'9' * 5000}",
         f"blobs/{SHA256.empty}/extra",  # BSR-23
         f"uploads/u/blobs/{SHA256.empty}",  # BSR-08
         f"compressed-blobs/identity/{SHA256.empty}",  # BSR-14
         f"compressed-blobs/deflate/{SHA256.empty}",
         f"compressed-blobs/{SHA256.empty}",
         f"compressed-blobs/zstd/{SHA256.empty}/extra",
-        f"blobs/{SHA256.empty.hash}/{'9' * 5_000}",
         f"blobs/{SHA256.empty.hash}/{1 << 63}",
         f"blobs/{SHA256.empty.hash}/²",
         f"nothing/{SHA256.empty}",
@@ -327,7 +367,10 @@ async def test_get_tree(client: Client) -> None:  # GTR-01…09
     assert list(empty.directories) == [reapi.Directory()]
     assert await code_of(tree_pages(client, absent)) is NOT_FOUND
     assert await code_of(tree_pages(client, root_digest, -1)) is INVALID
-    assert await code_of(tree_pages(client, root_digest, 0, "bad")) is INVALID
+    prefix = root_digest.hash[:16]
+    forged = [f"{prefix}:²".encode(), f"{prefix}:{'9' * 5000}".encode(), b"0" * 16 + b":1"]
+    for token in ("bad", "é", *(base64.b64encode(token).decode() for token in forged)):
+        assert await code_of(tree_pages(client, root_digest, 0, token)) is INVALID  # GTR-07
     [no_directory] = await client.put(b"\xff\xff no directory")
     assert await code_of(tree_pages(client, no_directory)) is INVALID  # GTR-10
 

@@ -80,7 +80,7 @@ async def test_instance_that_takes_no_results_says_so() -> None:  # CAP-07, ACU-
             action_digest=SHA256.empty.to_proto(), action_result=reapi.ActionResult()
         )
         call = client.unary(REAPI + "ActionCache/UpdateActionResult", request, reapi.ActionResult)
-        assert await code_of(call) is grpc.StatusCode.FAILED_PRECONDITION
+        assert await code_of(call) is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_read_only_store_refuses_at_the_first_message() -> None:  # BSW-27, FMB-07

@@ -14,6 +14,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.rpc import code_pb2
 
 from stoker.digest import SHA256, Digest
+from stoker.frontend import execution
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.testing.server import MEMORY_ONLY, open_test_server
 
@@ -289,6 +290,20 @@ def is_alive(begun: Path) -> bool:
     return Path(f"/proc/{begun.read_text().strip()}").exists()
 
 
+async def test_an_idle_stream_is_told_that_nothing_changed(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # OPS-07
+    assert execution.HEARTBEAT_SECONDS <= 60
+    monkeypatch.setattr(execution, "HEARTBEAT_SECONDS", 0.01)
+    script, _, let_on = gate(tmp_path)
+    digest = await client.put_action("sh", "-c", script)
+    stream = Stream(client, EXECUTE, reapi.ExecuteRequest(action_digest=digest.to_proto()))
+    running = await stream.until(reapi.ExecutionStage.EXECUTING)
+    assert [await stream.next() for _ in range(3)] == [running] * 3
+    let_on.touch()
+    await stream.until(reapi.ExecutionStage.COMPLETED)
+
+
 async def test_a_dropped_client_comes_back(client: Client, tmp_path: Path) -> None:  # OPS-09, 12
     script, begun, let_on = gate(tmp_path)
     digest = await client.put_action("sh", "-c", script)
@@ -382,6 +397,60 @@ async def test_operations_are_listed_in_pages(client: Client) -> None:  # OPS-20
             OPERATIONS + "ListOperations", request, operations_pb2.ListOperationsResponse
         )
         assert await code_of(call) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_page_of_heavy_operations_is_a_message_that_clients_take(client: Client) -> None:
+    # GEN-15
+    result = reapi.ActionResult(
+        output_files=[
+            reapi.OutputFile(path=f"{i:0200}", digest=SHA256.empty.to_proto()) for i in range(400)
+        ]
+    )
+    digest = await client.put_action("true")
+    update = reapi.UpdateActionResultRequest(action_digest=digest.to_proto(), action_result=result)
+    await client.unary(REAPI + "ActionCache/UpdateActionResult", update, reapi.ActionResult)
+    names = [(await execute(client, digest))[-1].name for _ in range(60)]
+    request = operations_pb2.ListOperationsRequest(name="operations")
+    page = await client.unary(
+        OPERATIONS + "ListOperations", request, operations_pb2.ListOperationsResponse
+    )
+    assert 0 < len(page.operations) < len(names)
+    assert page.next_page_token == page.operations[-1].name
+
+
+async def test_priority_reaches_the_queue(client: Client, tmp_path: Path) -> None:  # EXE-17
+    script, begun, let_on = gate(tmp_path)
+    order = tmp_path / "order"
+    blockers = [
+        Stream(
+            client,
+            EXECUTE,
+            reapi.ExecuteRequest(
+                action_digest=(await client.put_action("sh", "-c", f": {i}; {script}")).to_proto()
+            ),
+        )
+        for i in range(4)
+    ]
+    for blocker in blockers:
+        await blocker.until(reapi.ExecutionStage.EXECUTING)
+    waiting = []
+    for priority in (9, 0, -9, 5):
+        # Under a lock, as the four slots begin together.
+        script = f"flock {order}.lock sh -c 'echo {priority} >>{order}'"
+        digest = await client.put_action("sh", "-c", script)
+        request = reapi.ExecuteRequest(
+            action_digest=digest.to_proto(),
+            execution_policy=reapi.ExecutionPolicy(priority=priority),
+        )
+        waiting.append(Stream(client, EXECUTE, request))
+        await waiting[-1].next()
+    await exists(begun)
+    let_on.touch()
+    starts = []
+    for stream in waiting:
+        result = response_of(await stream.until(reapi.ExecutionStage.COMPLETED)).result
+        starts.append(result.execution_metadata.worker_start_timestamp.ToNanoseconds())
+    assert sorted(range(4), key=starts.__getitem__) == [2, 1, 3, 0]
 
 
 async def test_results_that_clients_file(client: Client) -> None:  # ACU-01, 02, 05, ACG-02

@@ -99,6 +99,16 @@ def test_a_requeued_task_keeps_its_place() -> None:  # OPS-14
     assert lost.attempts == 2
 
 
+def test_urgency_outlives_a_requeue() -> None:  # EXE-22, OPS-14
+    queue = make_queue()
+    shared, _ = queue.add(make_action("twin"), 5, EXECUTORS)
+    assert queue.offer("any") is shared
+    queue.add(make_action("first"), 0, EXECUTORS)
+    queue.add(make_action("twin"), -5, EXECUTORS)
+    queue.requeue(shared)
+    assert queue.offer("any") is shared
+
+
 class QueueModel(RuleBasedStateMachine):
     """Any sequence of calls, against lists that are searched from end to end."""
 

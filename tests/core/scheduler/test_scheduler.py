@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -93,7 +94,7 @@ async def test_an_action_runs_and_is_filed_before_anybody_hears(nursery: trio.Nu
         assert operation.metadata.worker == "one"  # OPS-15
         executor.release.set()
         outcome = await ended(operation)
-        assert executor.filed == [operation.action.digest.hash]  # RUN-33
+        assert executor.filed == [operation.action_digest.hash]  # RUN-33
         assert outcome.result is not None
         assert outcome.result.execution_metadata.HasField("queued_timestamp")
         nursery.cancel_scope.cancel()
@@ -216,8 +217,67 @@ async def test_a_bug_in_the_executor_costs_one_action(nursery: trio.Nursery) -> 
         nursery.cancel_scope.cancel()
 
 
+async def test_a_bug_beside_a_cancellation_costs_one_action(nursery: trio.Nursery) -> None:
+    executor = Executor()
+
+    async def run(
+        action: LoadedAction, started: Callable[[reapi.ExecutedActionMetadata], None]
+    ) -> Outcome:
+        if action.mnemonic == "sound":
+            return Outcome(result=reapi.ActionResult())
+        try:
+            return await executor.run(action, started)
+        except trio.Cancelled as cancelled:
+            raise BaseExceptionGroup("both", [cancelled, ValueError("a bug")]) from None
+
+    async with opened() as scheduler:
+        nursery.start_soon(serve_slot, scheduler, "one", run, executor.file_result)
+        operation = submit(scheduler, "a")
+        await trio.testing.wait_all_tasks_blocked()
+        scheduler.cancel(operation)
+        await trio.testing.wait_all_tasks_blocked()
+        sound = replace(make_action("b"), mnemonic="sound")
+        assert (await ended(scheduler.submit(sound, priority=0, executors=EXECUTORS))).error is None
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), KeyError("bug"), Unavailable("away")])
+async def test_a_cache_that_fails_costs_nobody_a_result(
+    nursery: trio.Nursery, error: Exception
+) -> None:
+    executor = Executor()
+    executor.release.set()
+
+    async def fail(_: LoadedAction, __: reapi.ActionResult) -> None:
+        raise error
+
+    async with opened() as scheduler:
+        nursery.start_soon(serve_slot, scheduler, "one", executor.run, fail)
+        for name in "ab":
+            assert (await ended(submit(scheduler, name))).error is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_it_is_known_which_actions_have_just_ended(nursery: trio.Nursery) -> None:  # EXE-21
+    executor = Executor()
+    executor.release.set()
+    async with opened() as scheduler:
+        before = scheduler.end_count
+        action = make_action("a")
+        assert scheduler.join(action, priority=0) is None
+        operation = submit(scheduler, "a")
+        assert scheduler.join(action, priority=0) is not None
+        executor.start(nursery, scheduler)
+        await ended(operation)
+        assert scheduler.join(action, priority=0) is None
+        assert scheduler.ended_since(action, before)
+        assert not scheduler.ended_since(action, scheduler.end_count)
+        assert not scheduler.ended_since(make_action("b"), before)
+        nursery.cancel_scope.cancel()
+
+
 async def test_ended_operations_are_kept_up_to_a_bound(nursery: trio.Nursery) -> None:  # OPS-13
-    async with opened(max_retained=2) as scheduler:
+    async with opened(max_retained_bytes=4096) as scheduler:
         action = make_action("a")
         done = [scheduler.submit_completed(action, Outcome(cached=True)) for _ in range(4)]
         assert scheduler.find(done[-1].name) is done[-1]  # OPS-09
@@ -226,6 +286,18 @@ async def test_ended_operations_are_kept_up_to_a_bound(nursery: trio.Nursery) ->
         with pytest.raises(OperationNotFound):
             scheduler.find(done[0].name)
         nursery.cancel_scope.cancel()
+
+
+async def test_ended_operations_are_kept_for_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:  # OPS-13
+    async with opened(retention_seconds=100) as scheduler:
+        operation = scheduler.submit_completed(make_action("a"), Outcome(cached=True))
+        await trio.sleep(99)
+        assert scheduler.find(operation.name) is operation
+        await trio.sleep(2)
+        with pytest.raises(OperationNotFound):
+            scheduler.find(operation.name)
 
 
 async def test_names_carry_the_instance_and_cannot_be_guessed() -> None:  # OPS-02

@@ -335,3 +335,41 @@ async def test_walk_may_be_abandoned(store: BlobStore) -> None:
     async for level in walk_directories(store, await chain(store, 5)):
         assert len(level) == 1
         break
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos"),
+    [(253_402_300_800, 0), (-62_135_596_801, 0), (2**62, 0), (0, -5), (0, 2**31 - 1)],
+)
+async def test_a_time_that_is_none_is_refused(store: BlobStore, seconds: int, nanos: int) -> None:
+    # RUN-04
+    node = file("late")
+    node.node_properties.mtime.seconds = seconds
+    node.node_properties.mtime.nanos = nanos
+    root = await keep(store, reapi.Directory(files=[node]))
+    with pytest.raises(InvalidRequest, match=rf"{root.hash}.*'late'.*mtime"):
+        await read_input_tree(store, root)
+
+
+async def test_a_tree_that_doubles_is_refused_at_its_first_directory_that_is_too_large(
+    store: BlobStore,
+) -> None:
+    # The sizes of all of it would have 18,000 digits, and take minutes to add up.
+    digest = SHA256.empty
+    blobs = {}
+    for _ in range(60_000):
+        directory = reapi.Directory(directories=[folder("a", digest), folder("b", digest)])
+        data = directory.SerializeToString()
+        digest = SHA256.digest(data)
+        blobs[digest] = data
+    assert not await store.write_many(blobs)
+    with pytest.raises(InvalidRequest, match="more than 1000000 entries"):
+        await read_input_tree(store, digest)
+
+
+async def test_a_directory_named_often_is_measured_once(store: BlobStore) -> None:
+    # Measured again for each of its places, it would take some 10^10 steps.
+    child = await keep(store, reapi.Directory(symlinks=[link(str(n)) for n in range(100_000)]))
+    parent = reapi.Directory(directories=[folder(str(n), child) for n in range(100_000)])
+    with pytest.raises(InvalidRequest, match="more than 1000000 entries"):
+        await read_input_tree(store, await keep(store, parent))

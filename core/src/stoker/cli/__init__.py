@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import click
 
@@ -47,30 +48,45 @@ def commands() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
     try:
+        _check_encoding(sys.argv[1:] if arguments is None else arguments)
         code = commands.main(arguments, prog_name="stoker", standalone_mode=False)
     except BaseException as error:  # noqa: BLE001 - what is no known failure is raised again
         sys.exit(_exit_code(error))
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _check_encoding(arguments: Sequence[str]) -> None:
+    """What is sent to a server is UTF-8."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise click.UsageError(f"argument {argument!r} is not valid UTF-8") from None
+
+
 def _exit_code(error: BaseException) -> int:
     """Tell what went wrong, and return the code to exit with. Raises `error` where it is a bug."""
-    match sole_cause(error):
-        case click.ClickException() as failure:
-            failure.show()
-            return failure.exit_code
-        case click.Abort() | KeyboardInterrupt():
-            return 130
-        case BrokenPipeError():
-            return 0
+    cause = sole_cause(error)
+    if isinstance(cause, click.ClickException):
+        cause.show()
+        return cause.exit_code
+    if isinstance(cause, click.Abort | KeyboardInterrupt):
+        return 130
+    if isinstance(cause, BrokenPipeError):
+        return 0
+    for sentence in _sentences(error, cause):
+        click.echo(f"Error: {sentence}", err=True)
+    return 1
+
+
+def _sentences(error: BaseException, cause: BaseException) -> Iterable[str]:
+    match cause:
         case ConfigurationError(problems=problems):
-            for problem in problems:
-                click.echo(f"Error: {problem}", err=True)
-            return 1
+            return problems
         case RpcError(message=message):
-            click.echo(f"Error: {message}", err=True)
-            return 1
-        case StokerError() | OSError() as failure:
-            click.echo(f"Error: {failure}", err=True)
-            return 1
+            return [message]
+        case OSError(strerror=str(reason), filename=str() | Path() as file):
+            return [f"{file}: {reason}"]
+        case StokerError() | OSError():
+            return [str(cause)]
     raise error

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import trio
 
-from stoker.cli.connection import digest_of, digests_of, server_options
-from stoker.client import digest_file, open_remote
+from stoker.cli.connection import Connection, digest_of, digests_of, server_options
+from stoker.client import digest_file
 from stoker.digest import Digest
 
 
@@ -30,9 +30,9 @@ def cas() -> None:
     required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
 )
-def put(server: str, instance_name: str, files: Sequence[Path]) -> None:
+def put(connection: Connection, files: Sequence[Path]) -> None:
     """Upload FILES and print their digests, a line each, in the order given."""
-    for digest in trio.run(_put, server, instance_name, files):
+    for digest in trio.run(_put, connection, files):
         click.echo(digest)
 
 
@@ -45,28 +45,26 @@ def put(server: str, instance_name: str, files: Sequence[Path]) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write; stdout if none is given.",
 )
-def get(server: str, instance_name: str, digest: Digest, output: Path | None) -> None:
+def get(connection: Connection, digest: Digest, output: Path | None) -> None:
     """Fetch the blob DIGEST. What is fetched is checked against it."""
-    trio.run(_get, server, instance_name, digest, output)
+    trio.run(_get, connection, digest, output)
 
 
 @cas.command()
 @server_options
 @click.argument("digests", nargs=-1, required=True, callback=digests_of)
 @click.pass_context
-def find(
-    context: click.Context, server: str, instance_name: str, digests: Sequence[Digest]
-) -> None:
+def find(context: click.Context, connection: Connection, digests: Sequence[Digest]) -> None:
     """Say of each of DIGESTS whether the server has it. The exit code is 1 if one is missing."""
-    missing = trio.run(_find, server, instance_name, digests)
+    missing = trio.run(_find, connection, digests)
     for digest in digests:
         click.echo(f"{'missing' if digest in missing else 'present'} {digest}")
     if missing:
         context.exit(1)
 
 
-async def _put(server: str, instance_name: str, files: Sequence[Path]) -> list[Digest]:
-    async with open_remote(server, instance_name) as remote:
+async def _put(connection: Connection, files: Sequence[Path]) -> list[Digest]:
+    async with connection.open() as remote:
         digests = [await digest_file(path, remote.digest_function) for path in files]
         by_content = dict(zip(digests, files, strict=True))
         missing = await remote.find_missing(digests)
@@ -74,8 +72,8 @@ async def _put(server: str, instance_name: str, files: Sequence[Path]) -> list[D
     return digests
 
 
-async def _get(server: str, instance_name: str, digest: Digest, output: Path | None) -> None:
-    async with open_remote(server, instance_name) as remote:
+async def _get(connection: Connection, digest: Digest, output: Path | None) -> None:
+    async with connection.open() as remote:
         if output is not None:
             await remote.download_file(digest, output)
         elif digest.size_bytes:
@@ -85,6 +83,6 @@ async def _get(server: str, instance_name: str, digest: Digest, output: Path | N
             sys.stdout.buffer.flush()
 
 
-async def _find(server: str, instance_name: str, digests: Sequence[Digest]) -> set[Digest]:
-    async with open_remote(server, instance_name) as remote:
+async def _find(connection: Connection, digests: Sequence[Digest]) -> set[Digest]:
+    async with connection.open() as remote:
         return await remote.find_missing(digests)

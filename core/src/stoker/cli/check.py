@@ -8,7 +8,7 @@ import click
 import trio
 
 from stoker.cli.documents import config_option, load_configuration
-from stoker.compose import try_services
+from stoker.compose import load_tls, try_services
 from stoker.errors import ConfigurationError
 from stoker.plugins import load_catalogue
 
@@ -22,6 +22,7 @@ def check(config_file: Path | None) -> None:
     """
     catalogue = load_catalogue()
     configuration, source = load_configuration(config_file, catalogue)
+    load_tls(configuration)
     outcomes = trio.run(try_services, configuration, catalogue)
     for name, problem in outcomes:
         click.echo(f"{'failed' if problem else 'ok':6} {name}")

@@ -18,14 +18,13 @@ from google.protobuf.duration_pb2 import Duration
 from rich.console import Console
 from rich.filesize import decimal
 
-from stoker.cli.connection import assignments_of, server_options
+from stoker.cli.connection import Connection, assignments_of, finite, server_options
 from stoker.client import (
     Downloaded,
     MerkleTree,
     RemoteInstance,
     digest_folder,
     download_outputs,
-    open_remote,
     response_of,
     stage_of,
 )
@@ -147,7 +146,8 @@ class Finished:
 @click.option(
     "--timeout",
     "timeout_seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=10**9),
+    callback=finite,
     metavar="SECONDS",
     help="Stop the command after this time.",
 )
@@ -169,8 +169,7 @@ def run(
     context: click.Context,
     /,
     *,
-    server: str,
-    instance_name: str,
+    connection: Connection,
     as_json: bool,
     no_cache: bool,
     command: Sequence[str],
@@ -190,7 +189,7 @@ def run(
     )
     say = Say(Console(stderr=True))
     try:
-        finished = trio.run(partial(_run, server, instance_name, job, say, as_json=as_json))
+        finished = trio.run(partial(_run, connection, job, say, as_json=as_json))
     finally:
         say.end()
     if as_json:
@@ -228,8 +227,8 @@ class Say:
             self._status.stop()
 
 
-async def _run(server: str, instance_name: str, job: Job, say: Say, *, as_json: bool) -> Finished:
-    async with open_remote(server, instance_name) as remote:
+async def _run(connection: Connection, job: Job, say: Say, *, as_json: bool) -> Finished:
+    async with connection.open() as remote:
         remote.check_executes()
         say(f"digesting {job.input_root}")
         tree = await digest_folder(job.input_root, remote.digest_function, job.exclude)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ import trio
 
 from stoker.cli.documents import config_option, load_configuration
 from stoker.cli.logs import start_logging
-from stoker.compose import open_server
+from stoker.compose import RunningServer, open_server
 from stoker.config import Configuration
 from stoker.plugins import Catalogue, load_catalogue
 from stoker.rpc import tune_allocator
@@ -58,20 +59,39 @@ async def _serve(
 ) -> None:
     # Signals are taken before anything is open, so that none can interrupt in the middle.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with open_server(configuration, catalogue) as server:
-            log.info(
-                "serving",
-                addresses=server.addresses,
-                instances=[*configuration.instances],
-                executors=[*configuration.executors],
-                configuration=source,
-            )
-            if port_file:
-                _write_whole(port_file, "".join(f"{a}\n" for a in server.addresses))
-            async for number in signals:
-                log.info("stopping", signal=signal.Signals(number).name)
-                break
+        async with trio.open_nursery() as nursery:
+            async with open_server(configuration, catalogue) as server:
+                _announce(server, configuration, source, port_file)
+                log.info("stopping", signal=await _next_signal(signals))
+                nursery.start_soon(_hasten, signals, server)
+            nursery.cancel_scope.cancel()
     log.info("stopped")
+
+
+def _announce(
+    server: RunningServer, configuration: Configuration, source: str, port_file: Path | None
+) -> None:
+    log.info(
+        "serving",
+        addresses=server.addresses,
+        instances=[*configuration.instances],
+        executors=[*configuration.executors],
+        configuration=source,
+    )
+    if port_file:
+        _write_whole(port_file, "".join(f"{a}\n" for a in server.addresses))
+
+
+async def _next_signal(signals: AsyncIterator[int]) -> str:
+    async for number in signals:
+        return signal.Signals(number).name
+    raise AssertionError("signals never end")
+
+
+async def _hasten(signals: AsyncIterator[int], server: RunningServer) -> None:
+    """Whoever signals twice has no more patience."""
+    log.info("stopping at once", signal=await _next_signal(signals))
+    server.draining.cancel()
 
 
 def _write_whole(file: Path, text: str) -> None:

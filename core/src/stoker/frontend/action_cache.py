@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stoker.errors import FailedPrecondition, InvalidRequest, ResultNotFound
+from stoker.errors import InvalidRequest, NotAllowed, ResultNotFound
 from stoker.frontend.inlining import inline_contents
 from stoker.frontend.instances import Instances, naming_instance
 from stoker.protos import remote_execution_pb2 as reapi
@@ -61,7 +61,7 @@ class ActionCacheService:
         if not request.HasField("action_result"):
             raise InvalidRequest("action_result is not set")
         if not instance.client_updates:
-            raise FailedPrecondition(
+            raise NotAllowed(
                 f"instance {instance.name!r} takes action results from its executors only"
             )
         await instance.actions.update(instance.action_key(digest), request.action_result)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import base64
+import re
+from base64 import b64decode, b64encode
+from contextlib import suppress
 
 from stoker.digest import Digest
 from stoker.errors import InvalidRequest
@@ -138,16 +140,14 @@ class _Pages:
 
 
 def _page_token(root: Digest, sent: int) -> str:
-    return base64.urlsafe_b64encode(f"{root.hash[:16]}:{sent}".encode()).decode()
+    return b64encode(f"{root.hash[:16]}:{sent}".encode()).decode()
 
 
 def _parse_page_token(token: str, root: Digest) -> int:
     if not token:
         return 0
-    try:
-        prefix, _, sent = base64.b64decode(token, b"-_", validate=True).decode().partition(":")
-    except ValueError:
-        prefix = sent = ""
-    if prefix == root.hash[:16] and sent.isascii() and sent.isdigit() and len(sent) < 19:
-        return int(sent)
-    raise InvalidRequest(f"page_token {token!r} is not one that was given for tree {root}")
+    with suppress(ValueError):
+        known = re.fullmatch(r"([0-9a-f]{16}):([0-9]{1,12})", b64decode(token).decode())
+        if known and known[1] == root.hash[:16]:
+            return int(known[2])
+    raise InvalidRequest(f"page_token {token[:100]!r} is not one that was given for tree {root}")

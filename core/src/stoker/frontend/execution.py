@@ -23,7 +23,7 @@ HEARTBEAT_SECONDS = 30.0
 """An unchanged operation is told again after this time, lest an idle connection be cut (OPS-07)."""
 
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """What an Action or Command may weigh: they are read whole."""
 
 
@@ -54,9 +54,7 @@ class ExecutionService:
                 f"instance {instance.name!r} only caches: it has no executors to run actions on"
             )
         action = await self._load(instance, request, call)
-        operation = await self._cached(instance, request, action) or self._scheduler.submit(
-            action, priority=_priority(request), executors=instance.executors
-        )
+        operation = await self._accept(instance, request, action)
         await self._follow(operation, call)
         await call.send(await _final_message(operation, instance, request))
 
@@ -83,15 +81,30 @@ class ExecutionService:
         message = parse_action(digest, await _read(instance, digest))
         command_digest = digest.function.parse(message.command_digest)
         command = parse_command(command_digest, await _read(instance, command_digest))
-        action = load_action(
+        return load_action(
             digest,
             message,
             command,
             namespace=instance.name,
             metadata=request_metadata(call),
         )
-        _check_timeout(action, instance)
-        return action
+
+    async def _accept(
+        self, instance: Instance, request: reapi.ExecuteRequest, action: LoadedAction
+    ) -> Operation:
+        """An operation for `action`: it joins a twin in flight, has ended by the action cache, or
+        is new. Nothing is awaited between the last look and the decision, so that an action whose
+        twin ends meanwhile is not run again (EXE-21)."""
+        executors = _within_limits(instance, action)
+        while True:
+            if joined := self._scheduler.join(action, priority=_priority(request)):
+                return joined
+            end_count = self._scheduler.end_count
+            if cached := await self._cached(instance, request, action):
+                return cached
+            if request.skip_cache_lookup or not self._scheduler.ended_since(action, end_count):
+                break
+        return self._scheduler.submit(action, priority=_priority(request), executors=executors)
 
     async def _cached(
         self, instance: Instance, request: reapi.ExecuteRequest, action: LoadedAction
@@ -115,7 +128,7 @@ async def _final_message(
         result = await inline_contents(
             result,
             instance.blobs,
-            operation.action.digest.function,
+            operation.action_digest.function,
             stdout=request.inline_stdout,
             stderr=request.inline_stderr,
             files=frozenset(request.inline_output_files),
@@ -138,10 +151,14 @@ def _priority(request: reapi.ExecuteRequest) -> int:
     return max(MIN_PRIORITY, min(MAX_PRIORITY, request.execution_policy.priority))
 
 
-def _check_timeout(action: LoadedAction, instance: Instance) -> None:
-    limit = instance.max_timeout_seconds
-    if action.timeout_seconds is not None and action.timeout_seconds > limit:
+def _within_limits(instance: Instance, action: LoadedAction) -> list[str]:
+    """The executors whose longest timeout `action` keeps to. Raises InvalidRequest (EXE-10)."""
+    asked = action.timeout_seconds or 0.0
+    within = [name for name, limit in instance.executors.items() if asked <= limit]
+    if not within:
+        longest = max(instance.executors.values())
         raise InvalidRequest(
-            f"the action's timeout of {action.timeout_seconds:g} s is longer than the "
-            f"{limit:g} s that instance {instance.name!r} allows"
+            f"the action's timeout of {asked:g} s is longer than the {longest:g} s that "
+            f"instance {instance.name!r} allows"
         )
+    return within

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from stoker.digest import (
@@ -41,10 +41,9 @@ class Instance:
     name: str
     blobs: BlobStore
     actions: ActionCache
-    executors: tuple[str, ...] = ()
-    """Names of the executors that run its actions; empty where it only caches."""
-    max_timeout_seconds: float = 0.0
-    """The longest timeout that an action may ask for."""
+    executors: Mapping[str, float] = field(default_factory=dict)
+    """The executors that run its actions, and the longest timeout, in seconds, that each allows;
+    empty where it only caches."""
     client_updates: bool = True
     """Whether clients may write to the action cache."""
     digest_functions: tuple[DigestFunction, ...] = DIGEST_FUNCTIONS

@@ -28,8 +28,8 @@ def operation_message(
     message.metadata.Pack(
         reapi.ExecuteOperationMetadata(
             stage=_STAGES[operation.stage],
-            action_digest=operation.action.digest.to_proto(),
-            digest_function=operation.action.digest.function.number,
+            action_digest=operation.action_digest.to_proto(),
+            digest_function=operation.action_digest.function.number,
             partial_execution_metadata=operation.metadata,
         )
     )

@@ -45,6 +45,7 @@ class Server:
         max_receive_message_bytes: int = MAX_RECEIVE_MESSAGE_BYTES,
         max_concurrent_streams: int | None = None,
         min_ping_interval_seconds: float = 5.0,
+        keepalive_seconds: float = 60.0,
     ) -> None:
         """Set the server up; nothing listens yet.
 
@@ -52,11 +53,18 @@ class Server:
         connection lives on. `max_concurrent_streams` is for each connection, None for no limit.
         Keepalive pings are welcome without calls too, and one that comes earlier than
         `min_ping_interval_seconds` after the last is never a reason to close the connection.
+        The server pings too, after `keepalive_seconds` without a word: a client that went away
+        without closing its connection loses its calls when no answer has come in 20 s.
         """
         self._methods = _by_path(services)
         self._translate_error = translate_error
         self._queue = ServerQueue(
-            _options(max_receive_message_bytes, max_concurrent_streams, min_ping_interval_seconds)
+            _options(
+                max_receive_message_bytes,
+                max_concurrent_streams,
+                min_ping_interval_seconds,
+                keepalive_seconds,
+            )
         )
         self._calls_scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
@@ -231,6 +239,7 @@ def _options(
     max_receive_message_bytes: int,
     max_concurrent_streams: int | None,
     min_ping_interval_seconds: float,
+    keepalive_seconds: float,
 ) -> Options:
     options: list[tuple[str, int]] = [
         ("grpc.max_receive_message_length", max_receive_message_bytes),
@@ -238,6 +247,8 @@ def _options(
         # Otherwise a second server binds the same port and the two share its connections.
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", 20_000),
         (
             "grpc.http2.min_ping_interval_without_data_ms",
             round(min_ping_interval_seconds * 1000),

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from stoker.action import LoadedAction, Outcome
+from stoker.action import Outcome
+from stoker.digest import Digest
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler.queue import Stage
 
@@ -27,7 +28,9 @@ class Operation:
     """
 
     name: str
-    action: LoadedAction
+    namespace: str
+    action_digest: Digest
+    """What it runs. The action itself is the task's: an operation outlives it."""
     stage: Stage = Stage.QUEUED
     outcome: Outcome | None = None
     """Set exactly when the stage is COMPLETED."""

@@ -26,6 +26,11 @@ class Stage(Enum):
     COMPLETED = "completed"
 
 
+def merge_key(action: LoadedAction) -> Hashable:
+    """Equal for identical actions of one instance."""
+    return (action.namespace, action.digest)
+
+
 @dataclass(eq=False, slots=True)
 class Task:
     """One run of an action, on behalf of one or more operations."""
@@ -41,9 +46,8 @@ class Task:
 
     @property
     def merge_key(self) -> Hashable:
-        """Equal for actions that may share a run (EXE-21, EXE-22); unique where they may not."""
-        action = self.action
-        return (action.namespace, action.digest) if action.cacheable else self
+        """Equal for tasks that may be one (EXE-21, EXE-22); unique where they may not."""
+        return merge_key(self.action) if self.action.cacheable else self
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -102,11 +106,11 @@ class Queue:
         FailedPrecondition where none of them can ever match (EXE-13), Overloaded where the
         queue is full (EXE-25).
         """
-        eligible = self._eligible(requirements(action.platform), executors)
-        task = Task(action, priority, self._sequence, eligible)
-        if twin := self._in_flight.get(task.merge_key):
+        if twin := self.in_flight(action):
             self._raise_priority(twin, priority)
             return twin, None
+        eligible = self._eligible(requirements(action.platform), executors)
+        task = Task(action, priority, self._sequence, eligible)
         free = self._take_free_slot(eligible)
         if free is None and self.queued >= self._max_queued:
             raise Overloaded(f"{self.queued} actions are queued, the most allowed", 5.0)
@@ -114,6 +118,10 @@ class Queue:
         self._in_flight[task.merge_key] = task
         self._enqueue(task)
         return task, self._hand_over(task, free) if free else None
+
+    def in_flight(self, action: LoadedAction) -> Task | None:
+        """The task that `action` would share."""
+        return self._in_flight.get(merge_key(action)) if action.cacheable else None
 
     def offer(self, executor: str) -> Task | None:
         """A slot of `executor` is free: returns its next task, or None and remembers the slot."""
@@ -187,8 +195,10 @@ class Queue:
 
     def _raise_priority(self, task: Task, priority: int) -> None:
         """A second, more urgent request lifts the shared task (EXE-22)."""
-        if priority < task.priority and task.stage is Stage.QUEUED:
-            task.priority = priority
+        if priority >= task.priority:
+            return
+        task.priority = priority
+        if task.stage is Stage.QUEUED:
             self._groups[task.eligible].push(task)
 
     def _count(self, task: Task, change: int) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Hashable, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
+import msgspec
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -15,7 +16,7 @@ from stoker.errors import Cancelled, OperationNotFound, Unavailable
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler.matching import Offer
 from stoker.scheduler.operation import Operation, now, operation_name
-from stoker.scheduler.queue import Queue, Stage, Task
+from stoker.scheduler.queue import Queue, Stage, Task, merge_key
 from stoker.spi import Settings
 
 if TYPE_CHECKING:
@@ -25,19 +26,23 @@ MAX_ATTEMPTS = 3
 """How often a task is handed out before its loss is told to the client (OPS-14)."""
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
 class SchedulerSettings(Settings, frozen=True):
     """``[scheduler]``."""
 
-    max_queued: int = 100_000
+    max_queued: _Count = 100_000
     """Actions that may wait; more are refused with RESOURCE_EXHAUSTED."""
-    abandoned_after_seconds: float = 0.5
+    abandoned_after_seconds: _Seconds = 0.5
     """An operation that nobody waits for is cancelled after this time (OPS-08). Long enough for a
     client whose connection broke to come back by WaitExecution, short enough to obey an
     interrupted build; gRPC does not tell the two apart."""
-    retention_seconds: float = 900.0
+    retention_seconds: _Seconds = 900.0
     """How long an operation that has ended can still be asked for (OPS-13)."""
-    max_retained: int = 10_000
-    """How many of those are kept at most; the oldest go first."""
+    max_retained_bytes: _Count = 64 * 1024 * 1024
+    """What those may weigh together; the oldest go first."""
 
 
 class Lease:
@@ -71,6 +76,19 @@ class Lease:
         return self._queued_timestamp
 
 
+_OPERATION_BYTES = 2048
+"""About what an operation weighs beside its result."""
+
+_REMEMBERED_ENDS = 4096
+"""How many runs that have ended are remembered: more than end while the action cache is asked."""
+
+
+class _Ended(NamedTuple):
+    time: float
+    name: str
+    weight: int
+
+
 class Scheduler:
     """Accepts actions, hands them to executors, and tells everybody who waits.
 
@@ -85,7 +103,10 @@ class Scheduler:
         self._settings = settings
         self._nursery = nursery
         self._operations: OrderedDict[str, Operation] = OrderedDict()
-        self._ended: deque[tuple[float, str]] = deque()
+        self._ended: deque[_Ended] = deque()
+        self._retained_bytes = 0
+        self._ends: OrderedDict[Hashable, int] = OrderedDict()
+        self._end_count = 0
         self._interest: dict[Task, set[Operation]] = {}
         self._tasks: dict[Operation, Task] = {}
         self._leases: dict[Task, Lease] = {}
@@ -112,6 +133,24 @@ class Scheduler:
         self._hand_over(task, executor)
         return operation
 
+    def join(self, action: LoadedAction, *, priority: int) -> Operation | None:
+        """An operation that shares the run of an identical action in flight, if there is one."""
+        if not self._queue.in_flight(action):
+            return None
+        return self.submit(action, priority=priority, executors=())
+
+    @property
+    def end_count(self) -> int:
+        """How many runs have ended so far."""
+        return self._end_count
+
+    def ended_since(self, action: LoadedAction, count: int) -> bool:
+        """Whether a run of `action` has ended since `end_count` was `count`.
+
+        Then the action cache may know now what it did not know when it was asked.
+        """
+        return self._ends.get(merge_key(action), -1) >= count
+
     def submit_completed(self, action: LoadedAction, outcome: Outcome) -> Operation:
         """An operation that has its outcome already, from the action cache (EXE-18)."""
         operation = self._new_operation(action, Stage.QUEUED)
@@ -129,7 +168,7 @@ class Scheduler:
     def operations(self, namespace: str) -> list[Operation]:
         """All operations of one instance that are known, oldest first."""
         self._forget_expired()
-        return [op for op in self._operations.values() if op.action.namespace == namespace]
+        return [op for op in self._operations.values() if op.namespace == namespace]
 
     def cancel(self, operation: Operation) -> None:
         """End `operation` as cancelled; its run goes on if other operations share it (OPS-18)."""
@@ -209,7 +248,12 @@ class Scheduler:
 
     def _new_operation(self, action: LoadedAction, stage: Stage) -> Operation:
         self._forget_expired()
-        operation = Operation(name=operation_name(action.namespace), action=action, stage=stage)
+        operation = Operation(
+            name=operation_name(action.namespace),
+            namespace=action.namespace,
+            action_digest=action.digest,
+            stage=stage,
+        )
         self._operations[operation.name] = operation
         return operation
 
@@ -227,15 +271,25 @@ class Scheduler:
 
     def _complete(self, task: Task, outcome: Outcome) -> None:
         self._queue.complete(task)
+        self._note_end(task)
         for operation in tuple(self._interest.get(task, ())):
             self._end(operation, outcome)
         self._interest.pop(task, None)
+
+    def _note_end(self, task: Task) -> None:
+        self._ends[task.merge_key] = self._end_count
+        self._ends.move_to_end(task.merge_key)
+        self._end_count += 1
+        while len(self._ends) > _REMEMBERED_ENDS:
+            self._ends.popitem(last=False)
 
     def _end(self, operation: Operation, outcome: Outcome) -> None:
         if task := self._tasks.pop(operation, None):
             self._interest[task].discard(operation)
         operation.stage, operation.outcome = Stage.COMPLETED, outcome
-        self._ended.append((trio.current_time(), operation.name))
+        weight = _OPERATION_BYTES + (outcome.result.ByteSize() if outcome.result else 0)
+        self._ended.append(_Ended(trio.current_time(), operation.name, weight))
+        self._retained_bytes += weight
         operation.announce()
 
     def _drop(self, task: Task) -> None:
@@ -265,9 +319,11 @@ class Scheduler:
     def _forget_expired(self) -> None:
         oldest = trio.current_time() - self._settings.retention_seconds
         while self._ended and (
-            self._ended[0][0] < oldest or len(self._ended) > self._settings.max_retained
+            self._ended[0].time < oldest or self._retained_bytes > self._settings.max_retained_bytes
         ):
-            self._operations.pop(self._ended.popleft()[1], None)
+            _, name, weight = self._ended.popleft()
+            self._retained_bytes -= weight
+            self._operations.pop(name, None)
 
 
 @asynccontextmanager

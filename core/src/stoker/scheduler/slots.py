@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from stoker.action import LoadedAction, Outcome
-from stoker.errors import InternalError, StokerError
+from stoker.errors import InternalError, StokerError, sole_cause
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler.scheduler import Lease, Scheduler
 
@@ -27,20 +27,29 @@ async def serve_slot(
     """Run tasks one after the other on one slot of `executor`, until cancelled."""
     while True:
         async with scheduler.lease(executor) as lease:
-            with lease.scope:
-                outcome = await _attempt(lease, run)
-                await _file(lease, outcome, file_result)
-                lease.complete(outcome)
+            try:
+                with lease.scope:
+                    outcome = await _attempt(lease, run)
+                    await _file(lease, outcome, file_result)
+                    lease.complete(outcome)
+            except Exception:
+                # A bug in an executor or plugin costs one action, not the server. The scope takes
+                # the Cancelled out of a group, and leaves what was raised beside it.
+                log.exception("action failed by a bug", action=str(lease.action.digest))
+                lease.complete(Outcome(error=InternalError(_FAILED)))
+
+
+_FAILED = "the executor failed; the server's log says why"
 
 
 async def _attempt(lease: Lease, run: Run) -> Outcome:
     try:
         outcome = await run(lease.action, lease.started)
-    except StokerError as error:
-        return Outcome(error=error)
-    except Exception:
-        log.exception("action failed by a bug", action=str(lease.action.digest))
-        return Outcome(error=InternalError("the executor failed; the server's log says why"))
+    except Exception as error:
+        cause = sole_cause(error)
+        if isinstance(cause, StokerError):
+            return Outcome(error=cause)
+        raise
     if outcome.result is not None:
         stamp = outcome.result.execution_metadata.queued_timestamp
         stamp.CopyFrom(lease.queued_timestamp)
@@ -57,3 +66,5 @@ async def _file(lease: Lease, outcome: Outcome, file_result: FileResult) -> None
     except StokerError as error:
         # The client has its result all the same; the next one pays with a run.
         log.warning("result not cached", action=str(lease.action.digest), reason=str(error))
+    except Exception:
+        log.exception("result not cached, by a bug", action=str(lease.action.digest))

@@ -87,11 +87,8 @@ async def read_input_tree(
     missing += await _missing_files(blobs, listings)
     if missing:
         raise InputsMissing(missing)
-    total = _measure(root, listings)
-    if total.entries > max_entries:
-        raise _too_many(root, max_entries)
-    if total.characters > _MAX_PATH_CHARACTERS:
-        raise InvalidRequest(f"the paths of input root {root} are too long to be written out")
+    inline = entries < _INLINE_ENTRIES
+    total = await _run(_measure, root, listings, max_entries, inline=inline)
     return await _run(_expand, root, listings, inline=total.entries < _INLINE_ENTRIES)
 
 
@@ -254,7 +251,12 @@ def _list(digest: Digest, directory: reapi.Directory) -> _Listing:
     check_directory(digest, directory)
     return _Listing(
         [
-            (node.name, _parse_in(digest, node), node.is_executable, *_read_properties(node))
+            (
+                node.name,
+                _parse_in(digest, node),
+                node.is_executable,
+                *_read_properties(digest, node),
+            )
             for node in directory.files
         ],
         [(node.name, _parse_in(digest, node)) for node in directory.directories],
@@ -274,20 +276,34 @@ async def _missing_files(blobs: BlobStore, listings: Mapping[Digest, _Listing]) 
     return [digest for digest in files if digest in missing] if missing else []
 
 
-def _measure(root: Digest, listings: Mapping[Digest, _Listing]) -> _Size:
-    """The size of the tree below `root`, without spelling it out."""
+def _measure(root: Digest, listings: Mapping[Digest, _Listing], max_entries: int) -> _Size:
+    """The size of the tree below `root`, without spelling it out.
+
+    Raises InvalidRequest at the first directory that is too large: going on, the sizes of a chain
+    of directories that each name the next one twice would have as many digits as it has links.
+    """
     sizes: dict[Digest, _Size] = {}
     waiting = [root]
     while waiting:
         digest = waiting[-1]
+        if digest in sizes:  # which several directories had named
+            waiting.pop()
+            continue
         listing = listings[digest]
-        unknown = [below for _, below in listing.directories if below not in sizes]
+        unknown = {below for _, below in listing.directories if below not in sizes}
         if unknown:
             waiting += unknown
-            continue
-        sizes[digest] = _add_up(listing, sizes)
-        waiting.pop()
+        else:
+            sizes[digest] = _add_up(listing, sizes)
+            _check_size(root, sizes[digest], max_entries)
     return sizes[root]
+
+
+def _check_size(root: Digest, size: _Size, max_entries: int) -> None:
+    if size.entries > max_entries:
+        raise _too_many(root, max_entries)
+    if size.characters > _MAX_PATH_CHARACTERS:
+        raise InvalidRequest(f"the paths of input root {root} are too long to be written out")
 
 
 def _add_up(listing: _Listing, sizes: Mapping[Digest, _Size]) -> _Size:
@@ -324,15 +340,27 @@ def _expand(root: Digest, listings: Mapping[Digest, _Listing]) -> InputTree:
     )
 
 
-def _read_properties(node: reapi.FileNode) -> tuple[bool, int | None, int | None]:
+def _read_properties(
+    directory: Digest, node: reapi.FileNode
+) -> tuple[bool, int | None, int | None]:
     if not node.HasField("node_properties"):
         return False, None, None
     message = node.node_properties
     return (
         any(entry.name == _TOOL_PROPERTY for entry in message.properties),
-        message.mtime.ToNanoseconds() if message.HasField("mtime") else None,
+        _mtime_ns(directory, node) if message.HasField("mtime") else None,
         message.unix_mode.value if message.HasField("unix_mode") else None,
     )
+
+
+def _mtime_ns(directory: Digest, node: reapi.FileNode) -> int:
+    """RUN-04. Raises InvalidRequest for a Timestamp outside of the years 1 to 9999."""
+    try:
+        return node.node_properties.mtime.ToNanoseconds()
+    except ValueError as error:
+        raise InvalidRequest(
+            f"directory {directory}: entry {node.name!r}: mtime is no valid time: {error}"
+        ) from error
 
 
 def _parse_in(directory: Digest, node: reapi.FileNode | reapi.DirectoryNode) -> Digest:

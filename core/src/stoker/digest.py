@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
+
+from blake3 import blake3
 
 from stoker.errors import InvalidRequest
 from stoker.protos import remote_execution_pb2 as reapi
@@ -17,7 +20,7 @@ from stoker.protos import remote_execution_pb2 as reapi
 class Hasher(Protocol):
     """The part of a :mod:`hashlib` object that stoker uses."""
 
-    def update(self, data: bytes | memoryview, /) -> None: ...
+    def update(self, data: bytes | memoryview, /) -> object: ...
     def hexdigest(self) -> str: ...
 
 
@@ -27,7 +30,7 @@ class DigestFunction:
     Instances are compared by identity, which keeps hashing a :class:`Digest` cheap.
     """
 
-    __slots__ = ("_pattern", "empty", "hash_length", "name", "new", "number")
+    __slots__ = ("_pattern", "empty", "hash_length", "name", "new", "number", "segment")
 
     def __init__(
         self,
@@ -35,16 +38,26 @@ class DigestFunction:
         number: reapi.DigestFunction.Value.ValueType,
         hash_length: int,
         new: Callable[[], Hasher],
+        *,
+        told_by_length: bool = True,
     ) -> None:
+        """`told_by_length`: whether REAPI lets the length of a hash stand for this function."""
         self.name = name
         self.number = number
         self.hash_length = hash_length
         self.new = new
+        self.segment = "" if told_by_length else f"{name.lower()}/"
+        """What comes before a hash in the name of a blob, with its slash (BSR-03, EXE-05)."""
         self._pattern = re.compile(rf"[0-9a-f]{{{hash_length}}}")
         self.empty = Digest(new().hexdigest(), 0, self)
 
     def __repr__(self) -> str:
         return self.name
+
+    @property
+    def told_by_length(self) -> bool:
+        """Whether the length of a hash stands for this function where nothing names one."""
+        return not self.segment
 
     def digest(self, data: bytes | memoryview) -> Digest:
         """The digest of `data`."""
@@ -84,25 +97,62 @@ class Digest(NamedTuple):
 
 
 SHA256 = DigestFunction("SHA256", reapi.DigestFunction.SHA256, 64, hashlib.sha256)
+BLAKE3 = DigestFunction("BLAKE3", reapi.DigestFunction.BLAKE3, 64, blake3, told_by_length=False)
+SHA384 = DigestFunction("SHA384", reapi.DigestFunction.SHA384, 96, hashlib.sha384)
+SHA512 = DigestFunction("SHA512", reapi.DigestFunction.SHA512, 128, hashlib.sha512)
+# Both are broken as proof against malice. A client that picks one can deceive itself only: its
+# blobs are never those of another function (GEN-10).
+SHA1 = DigestFunction(
+    "SHA1", reapi.DigestFunction.SHA1, 40, partial(hashlib.sha1, usedforsecurity=False)
+)
+MD5 = DigestFunction(
+    "MD5", reapi.DigestFunction.MD5, 32, partial(hashlib.md5, usedforsecurity=False)
+)
 
-DIGEST_FUNCTIONS: tuple[DigestFunction, ...] = (SHA256,)
+DIGEST_FUNCTIONS: tuple[DigestFunction, ...] = (SHA256, BLAKE3, SHA384, SHA512, SHA1, MD5)
 """What this build of stoker can compute, in the order in which it is advertised."""
 
 
-def digest_function(number: int, hash_length: int | None = None) -> DigestFunction:
-    """The function that a request means by its ``digest_function`` field.
+def digest_function(
+    number: int,
+    hash_length: int | None = None,
+    offered: Sequence[DigestFunction] = DIGEST_FUNCTIONS,
+) -> DigestFunction:
+    """The one of `offered` that a request means by its ``digest_function`` field.
 
-    Where the field is unset, the length of a hash decides (GEN-06). Raises InvalidRequest,
-    naming what is supported, for a function that stoker does not compute (GEN-08).
+    Where the field is unset, the length of a hash decides among the functions that REAPI tells by
+    it (GEN-06, GEN-07); where there is no hash either, it is the first one. Raises InvalidRequest,
+    naming what is offered, for any other function (GEN-08).
     """
-    for function in DIGEST_FUNCTIONS:
-        if number == function.number:
+    names = ", ".join(function.name for function in offered)
+    if number != reapi.DigestFunction.UNKNOWN:
+        for function in offered:
+            if number == function.number:
+                return function
+        raise InvalidRequest(f"digest function {_name(number)} is not offered; there are {names}")
+    if hash_length is None:
+        return offered[0]
+    for function in offered:
+        if function.told_by_length and hash_length == function.hash_length:
             return function
-        if number == reapi.DigestFunction.UNKNOWN and hash_length in (None, function.hash_length):
-            return function
-    supported = ", ".join(function.name for function in DIGEST_FUNCTIONS)
-    if number == reapi.DigestFunction.UNKNOWN:
-        raise InvalidRequest(
-            f"a hash of {hash_length} digits fits no supported digest function ({supported})"
-        )
-    raise InvalidRequest(f"digest function {number} is not supported; supported are {supported}")
+    raise InvalidRequest(
+        f"digest_function is not set, and a hash of {hash_length} digits tells none of those "
+        f"that are offered ({names})"
+    )
+
+
+def check_lengths(function: DigestFunction, hashes: Iterable[str]) -> None:
+    """Raise InvalidRequest unless every hash of a request has the length of `function` (GEN-02)."""
+    for hash_ in hashes:
+        if len(hash_) != function.hash_length:
+            raise InvalidRequest(
+                f"{hash_!r} is not a {function.name} hash, which all digests of the request "
+                f"have to be: expected {function.hash_length} digits"
+            )
+
+
+def _name(number: int) -> str:
+    try:
+        return reapi.DigestFunction.Value.Name(number)  # type: ignore[arg-type] # checked here
+    except ValueError:
+        return str(number)

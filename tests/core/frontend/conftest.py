@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,9 +14,20 @@ import trio
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from stoker.digest import SHA256, Digest
+from stoker.compose import MAX_MESSAGE_BYTES
+from stoker.digest import SHA256, Digest, DigestFunction
+from stoker.frontend.action_cache import ActionCacheService
+from stoker.frontend.bytestream import ByteStreamService
+from stoker.frontend.capabilities import CapabilitiesService
+from stoker.frontend.cas import CasService
+from stoker.frontend.instances import Instance, Instances
+from stoker.frontend.status import translate
 from stoker.protos import bytestream_pb2 as bytestream
 from stoker.protos import remote_execution_pb2 as reapi
+from stoker.rpc import Server
+from stoker.spi import BlobStore
+from stoker.storage.memory import MemoryActionCache
+from stoker.storage.verifying import VerifyingBlobStore
 from stoker.testing.server import EXECUTING, open_test_server
 
 REAPI = "/build.bazel.remote.execution.v2."
@@ -25,10 +37,44 @@ OPERATIONS = "/google.longrunning.Operations/"
 ResponseT = TypeVar("ResponseT", bound=Message)
 
 
+def instance_of(store: BlobStore, name: str = "", **settings: Any) -> Instance:
+    """An instance that only caches, on `store`."""
+    return Instance(
+        name=name, blobs=VerifyingBlobStore(store), actions=MemoryActionCache(), **settings
+    )
+
+
+@asynccontextmanager
+async def open_front_door(*instances: Instance) -> AsyncIterator[Client]:
+    """A client of a server with these instances and without executors."""
+    known = Instances(instances)
+    server = Server(
+        [
+            CapabilitiesService(known).service(),
+            CasService(known).service(),
+            ByteStreamService(known).service(),
+            ActionCacheService(known).service(),
+        ],
+        translate_error=translate,
+        max_receive_message_bytes=MAX_MESSAGE_BYTES,
+    )
+    port = server.add_listener("127.0.0.1:0")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve)
+        client = Client(f"127.0.0.1:{port}")
+        try:
+            yield client
+        finally:
+            client.channel.close()
+            with trio.CancelScope(shield=True):
+                await server.stop(0)
+
+
 class Client:
     """grpcio's blocking client in threads, as a client of another maker would speak."""
 
     def __init__(self, address: str) -> None:
+        self.address = address
         self.channel = grpc.insecure_channel(
             address, options=[("grpc.use_local_subchannel_pool", 1)]
         )
@@ -63,25 +109,49 @@ class Client:
             lambda: list(call(request, metadata=metadata, timeout=30))
         )
 
-    async def write(self, requests: Iterable[bytestream.WriteRequest]) -> int:
+    async def write(
+        self,
+        requests: Iterable[bytestream.WriteRequest],
+        metadata: Sequence[tuple[str, str | bytes]] = (),
+    ) -> int:
         call = self.channel.stream_unary(
             BYTESTREAM + "Write",
             request_serializer=bytestream.WriteRequest.SerializeToString,
             response_deserializer=bytestream.WriteResponse.FromString,
         )
-        response = await trio.to_thread.run_sync(lambda: call(iter(requests), timeout=30))
+        response = await trio.to_thread.run_sync(
+            lambda: call(iter(requests), metadata=metadata, timeout=30)
+        )
         return int(response.committed_size)
+
+    async def write_status(self, name: str) -> tuple[int, bool]:
+        """The committed size and whether the blob is complete."""
+        request = bytestream.QueryWriteStatusRequest(resource_name=name)
+        response = await self.unary(
+            BYTESTREAM + "QueryWriteStatus", request, bytestream.QueryWriteStatusResponse
+        )
+        return response.committed_size, response.complete
+
+    async def capabilities(self, instance_name: str = "") -> reapi.ServerCapabilities:
+        return await self.unary(
+            REAPI + "Capabilities/GetCapabilities",
+            reapi.GetCapabilitiesRequest(instance_name=instance_name),
+            reapi.ServerCapabilities,
+        )
 
     async def read(self, name: str, offset: int = 0, limit: int = 0) -> bytes:
         request = bytestream.ReadRequest(resource_name=name, read_offset=offset, read_limit=limit)
         responses = await self.stream(BYTESTREAM + "Read", request, bytestream.ReadResponse)
         return b"".join(response.data for response in responses)
 
-    async def put(self, *blobs: bytes, instance_name: str = "") -> list[Digest]:
+    async def put(
+        self, *blobs: bytes, instance_name: str = "", function: DigestFunction = SHA256
+    ) -> list[Digest]:
         """Upload small blobs by batch; returns their digests."""
-        digests = [SHA256.digest(blob) for blob in blobs]
+        digests = [function.digest(blob) for blob in blobs]
         request = reapi.BatchUpdateBlobsRequest(
             instance_name=instance_name,
+            digest_function=function.number,
             requests=[
                 reapi.BatchUpdateBlobsRequest.Request(digest=digest.to_proto(), data=blob)
                 for digest, blob in zip(digests, blobs, strict=True)
@@ -99,11 +169,15 @@ class Client:
         [digest] = await self.put(message.SerializeToString())
         return digest
 
-    async def missing(self, *digests: Digest, instance_name: str = "") -> set[str]:
+    async def missing(
+        self, *digests: Digest, instance_name: str = "", function: DigestFunction = SHA256
+    ) -> set[str]:
         response = await self.unary(
             REAPI + "ContentAddressableStorage/FindMissingBlobs",
             reapi.FindMissingBlobsRequest(
-                instance_name=instance_name, blob_digests=[d.to_proto() for d in digests]
+                instance_name=instance_name,
+                blob_digests=[d.to_proto() for d in digests],
+                digest_function=function.number,
             ),
             reapi.FindMissingBlobsResponse,
         )
@@ -147,6 +221,32 @@ class Client:
         if timeout_seconds:
             action.timeout.seconds = timeout_seconds
         return await self.put_message(action)
+
+
+def chunks(name: str, data: bytes, size: int, offset: int = 0) -> list[bytestream.WriteRequest]:
+    """An upload as clients send it: the name at first, finish_write at last."""
+    pieces = [data[i : i + size] for i in range(0, len(data), size)] or [b""]
+    return [
+        bytestream.WriteRequest(
+            resource_name=name if index == 0 else "",
+            write_offset=offset + index * size,
+            finish_write=index == len(pieces) - 1,
+            data=piece,
+        )
+        for index, piece in enumerate(pieces)
+    ]
+
+
+async def failure_of(awaitable: Awaitable[object]) -> grpc.RpcError:
+    """The error of a call that has to fail."""
+    with pytest.raises(grpc.RpcError) as info:
+        await awaitable
+    return info.value
+
+
+async def code_of(awaitable: Awaitable[object]) -> grpc.StatusCode:
+    code: grpc.StatusCode = (await failure_of(awaitable)).code()
+    return code
 
 
 def status_of(error: grpc.RpcError) -> status_pb2.Status:

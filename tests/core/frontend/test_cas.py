@@ -13,35 +13,14 @@ from stoker.frontend.capabilities import MAX_BATCH_BYTES
 from stoker.protos import bytestream_pb2 as bytestream
 from stoker.protos import remote_execution_pb2 as reapi
 
-from .conftest import BYTESTREAM, REAPI, Client
+from .conftest import REAPI, Client, chunks, code_of
 
 CAS = REAPI + "ContentAddressableStorage/"
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 
 
-def chunks(name: str, data: bytes, size: int) -> list[bytestream.WriteRequest]:
-    """An upload as clients send it: the name at first, finish_write at last."""
-    pieces = [data[i : i + size] for i in range(0, len(data), size)] or [b""]
-    return [
-        bytestream.WriteRequest(
-            resource_name=name if index == 0 else "",
-            write_offset=index * size,
-            finish_write=index == len(pieces) - 1,
-            data=piece,
-        )
-        for index, piece in enumerate(pieces)
-    ]
-
-
 def upload_name(digest: Digest) -> str:
     return f"uploads/an-upload/blobs/{digest}"
-
-
-async def code_of(awaitable: object) -> grpc.StatusCode:
-    with pytest.raises(grpc.RpcError) as info:
-        await awaitable  # type: ignore[misc] # any call
-    code: grpc.StatusCode = info.value.code()
-    return code
 
 
 async def test_capabilities(client: Client) -> None:  # CAP-02…06, 09, 10, 12…15
@@ -51,10 +30,13 @@ async def test_capabilities(client: Client) -> None:  # CAP-02…06, 09, 10, 12�
         reapi.ServerCapabilities,
     )
     cache, execution = answer.cache_capabilities, answer.execution_capabilities
-    assert list(cache.digest_functions) == [reapi.DigestFunction.SHA256]
+    assert cache.digest_functions[0] == reapi.DigestFunction.SHA256
+    assert reapi.DigestFunction.UNKNOWN not in cache.digest_functions  # CAP-03
+    assert list(execution.digest_functions) == list(cache.digest_functions)  # CAP-04
     assert cache.max_batch_total_size_bytes == MAX_BATCH_BYTES
     assert cache.action_cache_update_capabilities.update_enabled
-    assert not cache.supported_compressors
+    assert list(cache.supported_compressors) == [reapi.Compressor.ZSTD]  # CAP-13
+    assert list(cache.supported_batch_update_compressors) == [reapi.Compressor.ZSTD]
     assert not cache.split_blob_support
     assert execution.exec_enabled
     assert execution.digest_function == reapi.DigestFunction.SHA256
@@ -92,7 +74,8 @@ async def test_find_missing(client: Client) -> None:  # FMB-01, 02, 04, 06
         (SHA256.empty.hash.upper(), 0, 0),  # GEN-04
         ("ab", 2, 0),
         (SHA256.empty.hash, -1, 0),  # GEN-05
-        (SHA256.empty.hash, 0, reapi.DigestFunction.BLAKE3),  # GEN-08
+        (SHA256.empty.hash, 0, reapi.DigestFunction.SHA256TREE),  # GEN-08
+        (SHA256.empty.hash, 0, 4711),
         ("0" * 40, 0, reapi.DigestFunction.SHA256),  # GEN-09
     ],
 )
@@ -252,8 +235,14 @@ async def test_read_ranges(client: Client) -> None:  # BSR-01, 04, 05, 09
         f"blobs/{SHA256.empty.hash}/{'9' * 5000}",
         f"blobs/{SHA256.empty}/extra",  # BSR-23
         f"uploads/u/blobs/{SHA256.empty}",  # BSR-08
-        f"compressed-blobs/zstd/{SHA256.empty}",  # BSR-14
+        f"compressed-blobs/identity/{SHA256.empty}",  # BSR-14
+        f"compressed-blobs/deflate/{SHA256.empty}",
+        f"compressed-blobs/{SHA256.empty}",
+        f"compressed-blobs/zstd/{SHA256.empty}/extra",
+        f"blobs/{SHA256.empty.hash}/{1 << 63}",
+        f"blobs/{SHA256.empty.hash}/²",
         f"nothing/{SHA256.empty}",
+        "logstreams/some-log",  # BSR-22: there is no LogStream service
     ],
 )
 async def test_names_that_cannot_be_read(client: Client, name: str) -> None:
@@ -313,7 +302,7 @@ async def test_uploads_that_are_wrong(
 async def test_an_upload_without_its_end_is_nothing(client: Client) -> None:  # BSW-08
     digest = SHA256.digest(b"data")
     requests = [bytestream.WriteRequest(resource_name=upload_name(digest), data=b"data")]
-    assert await client.write(requests) == 0
+    assert await client.write(requests) == 4
     assert await client.missing(digest) == {digest.hash}
 
 
@@ -335,17 +324,10 @@ async def test_a_blob_that_is_there_needs_no_upload(client: Client) -> None:  # 
 
 
 async def test_query_write_status(client: Client) -> None:  # BSQ-01, 03, 05
-    async def query(name: str) -> tuple[int, bool]:
-        request = bytestream.QueryWriteStatusRequest(resource_name=name)
-        response = await client.unary(
-            BYTESTREAM + "QueryWriteStatus", request, bytestream.QueryWriteStatusResponse
-        )
-        return response.committed_size, response.complete
-
     [digest] = await client.put(b"here")
-    assert await query(upload_name(digest)) == (4, True)
-    assert await query(upload_name(SHA256.digest(b"absent"))) == (0, False)
-    assert await code_of(query(f"blobs/{digest}")) is INVALID
+    assert await client.write_status(upload_name(digest)) == (4, True)
+    assert await client.write_status(upload_name(SHA256.digest(b"absent"))) == (0, False)
+    assert await code_of(client.write_status(f"blobs/{digest}")) is INVALID
 
 
 async def tree_pages(

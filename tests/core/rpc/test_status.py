@@ -259,7 +259,7 @@ async def test_a_request_that_does_not_parse_is_internal(serve: Any, name: Any) 
         }
     )
     error = await call_it(running.target, name, b"\xff\xff")
-    assert error.code is StatusCode.INTERNAL
+    assert error.code is StatusCode.INVALID_ARGUMENT
     assert error.message == "the request is not a valid HealthCheckRequest"
 
 

@@ -41,9 +41,6 @@ _BLOBS_PER_BATCH = 4_000
 _OVERHEAD_BYTES = 128
 _DEFAULT_BATCH_BYTES = 2 * 1024 * 1024
 
-# Functions that the length of a hash gives away are left out of resource names (BSR-03).
-_UNNAMED_FUNCTIONS = frozenset({"MD5", "MURMUR3", "SHA1", "SHA256", "SHA384", "SHA512", "VSO"})
-
 
 class Blobs:
     """The content-addressable storage of one instance. Calls may overlap.
@@ -241,9 +238,7 @@ def _fail_upload(digest: Digest, response: bytestream_pb2.WriteResponse | None) 
 
 
 def _read_name(digest: Digest) -> str:
-    name = digest.function.name
-    function = "" if name in _UNNAMED_FUNCTIONS else f"{name.lower()}/"
-    return f"blobs/{function}{digest}"
+    return f"blobs/{digest.function.segment}{digest}"
 
 
 def _parts(digests: Sequence[Digest], length: int) -> Iterator[Sequence[Digest]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stoker.errors import InvalidRequest, NotAllowed, ResultNotFound
 from stoker.frontend.inlining import inline_contents
-from stoker.frontend.instances import Instances, request_digest
+from stoker.frontend.instances import Instances, naming_instance
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import ServerCall, Service, unary_unary
 
@@ -20,10 +20,14 @@ class ActionCacheService:
             "build.bazel.remote.execution.v2.ActionCache",
             {
                 "GetActionResult": unary_unary(
-                    self.get_action_result, reapi.GetActionResultRequest, reapi.ActionResult
+                    naming_instance(self.get_action_result),
+                    reapi.GetActionResultRequest,
+                    reapi.ActionResult,
                 ),
                 "UpdateActionResult": unary_unary(
-                    self.update_action_result, reapi.UpdateActionResultRequest, reapi.ActionResult
+                    naming_instance(self.update_action_result),
+                    reapi.UpdateActionResultRequest,
+                    reapi.ActionResult,
                 ),
             },
         )
@@ -32,7 +36,9 @@ class ActionCacheService:
         self, request: reapi.GetActionResultRequest, _: ServerCall
     ) -> reapi.ActionResult:
         instance = self._instances.resolve(request.instance_name)
-        digest = request_digest(request.digest_function, "action_digest", request.action_digest)
+        digest = instance.request_digest(
+            request.digest_function, "action_digest", request.action_digest
+        )
         result = await instance.actions.get(instance.action_key(digest))
         if result is None:
             raise ResultNotFound(digest)
@@ -49,7 +55,9 @@ class ActionCacheService:
         self, request: reapi.UpdateActionResultRequest, _: ServerCall
     ) -> reapi.ActionResult:
         instance = self._instances.resolve(request.instance_name)
-        digest = request_digest(request.digest_function, "action_digest", request.action_digest)
+        digest = instance.request_digest(
+            request.digest_function, "action_digest", request.action_digest
+        )
         if not request.HasField("action_result"):
             raise InvalidRequest("action_result is not set")
         if not instance.client_updates:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from stoker.digest import Digest
 from stoker.errors import InvalidRequest, OffsetOutOfRange
-from stoker.frontend.bytestream_frames import (
-    WriteFrame,
-    decode_write_request,
-    encode_read_response,
-)
-from stoker.frontend.instances import Instances
+from stoker.frontend.bytestream_frames import decode_write_request, encode_read_response
+from stoker.frontend.committed_size import PRESENT, committed_size
+from stoker.frontend.instances import Instance, Instances, naming
 from stoker.frontend.resource_names import BlobName, parse_read_name, parse_upload_name
+from stoker.frontend.threads import run
+from stoker.frontend.uploads import Frames, receive_blob, receive_compressed
+from stoker.frontend.zstd import THREAD_BYTES, Compressor
 from stoker.protos import bytestream_pb2 as bytestream
 from stoker.rpc import ServerCall, Service, stream_unary, unary_stream, unary_unary
-from stoker.spi import BlobStore, BlobWriter
 
 CHUNK_BYTES = 1024 * 1024
 """How much of a blob one ReadResponse holds (BSR-16)."""
 
-MAX_DRAINED_BYTES = 8 * 1024 * 1024
-"""How much of an upload that is not needed is still taken in: some clients insist on sending all
-before they look at the answer (BSW-13)."""
+_RESOURCE_NAME_HEADER = "build.bazel.remote.execution.v2.resource-name"
+
+
+class _Target(NamedTuple):
+    """What a resource name comes to."""
+
+    instance: Instance
+    digest: Digest
+    name: BlobName
+
+    @property
+    def upload(self) -> str:
+        """The name of an upload as the store is to know it: no other instance meets it."""
+        return f"{self.name.instance_name}/{self.name.upload}"
 
 
 class ByteStreamService:
@@ -44,105 +56,98 @@ class ByteStreamService:
         )
 
     async def read(self, request: bytestream.ReadRequest, call: ServerCall) -> None:
-        name = parse_read_name(request.resource_name)
-        blobs = self._instances.resolve(name.instance_name).blobs
-        if request.read_offset < 0:
-            raise OffsetOutOfRange(name.digest, request.read_offset)
-        if request.read_limit < 0:
-            raise InvalidRequest(f"read_limit {request.read_limit} is negative")
-        limit = request.read_limit or None
-        async with blobs.open_read(name.digest, request.read_offset, limit) as reader:
-            while data := await reader.read(CHUNK_BYTES):
-                await call.send(encode_read_response(data))
+        with naming(f"resource {request.resource_name!r}"):
+            _check_header(call, request.resource_name)
+            target = self._resolve(parse_read_name(request.resource_name))
+            _check_range(request, target)
+            if target.name.compressed:
+                await _send_compressed(target, request.read_offset, call)
+            else:
+                await _send(target, request, call)
 
     async def write(self, call: ServerCall) -> bytestream.WriteResponse:
         message = await call.receive()
         if message is None:
             raise InvalidRequest("the stream ended before its first message")
-        first = decode_write_request(message)
-        name = parse_upload_name(first.resource_name)
-        if first.write_offset != 0:
-            # Nothing of an unfinished upload is kept, so there is nothing to continue (BSW-19).
-            raise InvalidRequest(f"{first.resource_name}: write_offset must be 0 at first")
-        blobs = self._instances.resolve(name.instance_name).blobs
-        if not await blobs.find_missing([name.digest]):
-            await _drain(call, first)
-            committed = name.digest.size_bytes
-        else:
-            committed = await _Upload(call, name, first).run(blobs)
+        frames = Frames(call, decode_write_request(message))
+        name = frames.first.resource_name
+        with naming(f"resource {name!r}"):
+            _check_header(call, name)
+            target = self._resolve(parse_upload_name(name))
+            target.instance.check_size(target.digest)
+            committed = await _receive(target, frames, call)
         return bytestream.WriteResponse(committed_size=committed)
 
     async def query_write_status(
-        self, request: bytestream.QueryWriteStatusRequest, _: ServerCall
+        self, request: bytestream.QueryWriteStatusRequest, call: ServerCall
     ) -> bytestream.QueryWriteStatusResponse:
-        name = parse_upload_name(request.resource_name)
-        blobs = self._instances.resolve(name.instance_name).blobs
-        if await blobs.find_missing([name.digest]):
-            # Not NOT_FOUND: clients read 0 as "begin again" and an error as the end (BSQ-03).
-            return bytestream.QueryWriteStatusResponse(committed_size=0, complete=False)
-        return bytestream.QueryWriteStatusResponse(
-            committed_size=name.digest.size_bytes, complete=True
-        )
+        with naming(f"resource {request.resource_name!r}"):
+            _check_header(call, request.resource_name)
+            target = self._resolve(parse_upload_name(request.resource_name))
+            blobs, digest = target.instance.blobs, target.digest
+            if not await blobs.find_missing([digest]):
+                return bytestream.QueryWriteStatusResponse(
+                    committed_size=digest.size_bytes, complete=True
+                )
+            # Not NOT_FOUND for an upload that is unknown: clients read 0 as "begin again" and an
+            # error as the end (BSQ-03). Compressed uploads always begin again (BSQ-04).
+            kept = 0
+            if not target.name.compressed:
+                kept = await blobs.uploaded_bytes(digest, target.upload)
+            return bytestream.QueryWriteStatusResponse(committed_size=kept, complete=False)
+
+    def _resolve(self, name: BlobName) -> _Target:
+        instance = self._instances.resolve(name.instance_name)
+        return _Target(instance, name.digest(instance.digest_functions), name)
 
 
-class _Unfinished(Exception):
-    """The stream ended without finish_write: nothing is to be published (BSW-08)."""
+def _check_header(call: ServerCall, name: str) -> None:
+    """Raise InvalidRequest where a proxy has been told another name than we are (GEN-12)."""
+    told = call.metadata.get(_RESOURCE_NAME_HEADER)
+    if told is not None and told != name:
+        raise InvalidRequest(f"the header {_RESOURCE_NAME_HEADER} names {told!r}")
 
 
-class _Upload:
-    """One Write call: its frames must follow on each other, and end with finish_write."""
-
-    def __init__(self, call: ServerCall, name: BlobName, first: WriteFrame) -> None:
-        self._call = call
-        self._digest: Digest = name.digest
-        self._resource_name = first.resource_name
-        self._first = first
-        self._received = 0
-
-    async def run(self, blobs: BlobStore) -> int:
-        """Take the blob in; returns the committed size."""
-        try:
-            async with blobs.open_write(self._digest) as writer:
-                await self._receive_all(writer)
-        except _Unfinished:
-            return 0
-        return self._digest.size_bytes
-
-    async def _receive_all(self, writer: BlobWriter) -> None:
-        frame = self._first
-        while True:
-            self._check(frame)
-            if frame.data:
-                await writer.write(frame.data)
-                self._received += len(frame.data)
-            message = await self._call.receive()
-            if frame.finish_write:
-                if message is not None:
-                    raise InvalidRequest(f"{self._resource_name}: data after finish_write")
-                return
-            if message is None:
-                raise _Unfinished
-            frame = decode_write_request(message)
-
-    def _check(self, frame: WriteFrame) -> None:
-        if frame.resource_name not in ("", self._resource_name):
-            raise InvalidRequest(
-                f"{self._resource_name}: the stream went on with another name, "
-                f"{frame.resource_name}"
-            )
-        if frame.write_offset != self._received:
-            raise InvalidRequest(
-                f"{self._resource_name}: expected write_offset {self._received}, "
-                f"got {frame.write_offset}"
-            )
+def _check_range(request: bytestream.ReadRequest, target: _Target) -> None:
+    if not 0 <= request.read_offset <= target.digest.size_bytes:
+        raise OffsetOutOfRange(target.digest, request.read_offset)
+    if request.read_limit < 0:
+        raise InvalidRequest(f"read_limit {request.read_limit} is negative")
+    if request.read_limit and target.name.compressed:
+        raise InvalidRequest(f"read_limit {request.read_limit} of a compressed blob is undefined")
 
 
-async def _drain(call: ServerCall, frame: WriteFrame) -> None:
-    """Take in, up to a bound, what a client sends of a blob that is here already."""
-    drained = 0
-    while not frame.finish_write and drained < MAX_DRAINED_BYTES:
-        message = await call.receive()
-        if message is None:
-            return
-        drained += len(message)
-        frame = decode_write_request(message)
+async def _send(target: _Target, request: bytestream.ReadRequest, call: ServerCall) -> None:
+    limit = request.read_limit or None
+    blobs = target.instance.blobs
+    async with blobs.open_read(target.digest, request.read_offset, limit) as reader:
+        while data := await reader.read(CHUNK_BYTES):
+            await call.send(encode_read_response(data))
+
+
+async def _send_compressed(target: _Target, offset: int, call: ServerCall) -> None:
+    """Send one zstd frame of the blob from `offset` on (BSR-12)."""
+    rest = target.digest.size_bytes - offset
+    inline = rest < THREAD_BYTES
+    async with target.instance.blobs.open_read(target.digest, offset) as reader:
+        compressor = Compressor()
+        compressor.begin(rest)
+        while data := await reader.read(CHUNK_BYTES):
+            if packed := await run(compressor.add, data, inline=inline):
+                await call.send(encode_read_response(packed))
+        await call.send(encode_read_response(await run(compressor.finish, inline=inline)))
+
+
+async def _receive(target: _Target, frames: Frames, call: ServerCall) -> int:
+    """Take the blob in, if it is not there yet; returns the committed_size to answer."""
+    blobs, digest = target.instance.blobs, target.digest
+    compressed = target.name.compressed
+    if not await blobs.find_missing([digest]):
+        await frames.drain()
+        return PRESENT if compressed else digest.size_bytes
+    if not compressed:
+        return await receive_blob(frames, blobs, digest, target.upload)
+    if not await receive_compressed(frames, blobs, digest):
+        return 0
+    sent_bytes = frames.received_bytes
+    return committed_size(call, sent_bytes=sent_bytes, size_bytes=digest.size_bytes)

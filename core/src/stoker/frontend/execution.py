@@ -10,7 +10,7 @@ from stoker.digest import Digest
 from stoker.errors import FailedPrecondition, InputsMissing, InvalidRequest
 from stoker.frontend.capabilities import MAX_PRIORITY, MIN_PRIORITY
 from stoker.frontend.inlining import inline_contents
-from stoker.frontend.instances import Instance, Instances, request_digest
+from stoker.frontend.instances import Instance, Instances, naming_instance
 from stoker.frontend.operation_message import operation_message
 from stoker.frontend.request_metadata import request_metadata
 from stoker.protos import remote_execution_pb2 as reapi
@@ -39,7 +39,7 @@ class ExecutionService:
             "build.bazel.remote.execution.v2.Execution",
             {
                 "Execute": unary_stream(
-                    self.execute, reapi.ExecuteRequest, operations_pb2.Operation
+                    naming_instance(self.execute), reapi.ExecuteRequest, operations_pb2.Operation
                 ),
                 "WaitExecution": unary_stream(
                     self.wait_execution, reapi.WaitExecutionRequest, operations_pb2.Operation
@@ -75,7 +75,9 @@ class ExecutionService:
     async def _load(
         self, instance: Instance, request: reapi.ExecuteRequest, call: ServerCall
     ) -> LoadedAction:
-        digest = request_digest(request.digest_function, "action_digest", request.action_digest)
+        digest = instance.request_digest(
+            request.digest_function, "action_digest", request.action_digest
+        )
         message = parse_action(digest, await _read(instance, digest))
         command_digest = digest.function.parse(message.command_digest)
         command = parse_command(command_digest, await _read(instance, command_digest))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from stoker.digest import DigestFunction
+from stoker.frontend.capabilities import MAX_RESPONSE_BYTES
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import BlobStore
 
@@ -31,7 +32,7 @@ async def inline_contents(
     wanted = _strip(copy, stdout=stdout, stderr=stderr, files=files)
     if not wanted:
         return copy
-    room = MAX_INLINED_BYTES
+    room = min(MAX_INLINED_BYTES, MAX_RESPONSE_BYTES - copy.ByteSize())
     digests = {}
     for field, message in wanted:
         digest = function.parse(message)

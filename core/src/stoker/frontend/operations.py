@@ -8,7 +8,7 @@ from google.longrunning import operations_pb2
 from google.protobuf.empty_pb2 import Empty
 
 from stoker.errors import InvalidRequest
-from stoker.frontend.cas import MAX_MESSAGE_BYTES
+from stoker.frontend.capabilities import MAX_RESPONSE_BYTES
 from stoker.frontend.instances import Instances
 from stoker.frontend.operation_message import operation_message
 from stoker.rpc import ServerCall, Service, unary_unary
@@ -82,7 +82,7 @@ def _instance_name(name: str) -> str:
 def _page(operations: Iterable[Operation], max_count: int) -> list[operations_pb2.Operation]:
     """As many of `operations` as fit into a message that clients take (GEN-15); at least one."""
     page: list[operations_pb2.Operation] = []
-    room = MAX_MESSAGE_BYTES
+    room = MAX_RESPONSE_BYTES
     for operation in operations:
         message = operation_message(operation)
         room -= message.ByteSize() + 8

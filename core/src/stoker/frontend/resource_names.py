@@ -1,52 +1,77 @@
 """Names of blobs and uploads on ByteStream.
 
 Source: the comment of ContentAddressableStorage in remote_execution.proto; checks BSR-01…03,
-BSW-01…03.
+BSR-08, BSR-14, BSW-01…03.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from stoker.digest import DIGEST_FUNCTIONS, Digest, digest_function
+from stoker.digest import DIGEST_FUNCTIONS, Digest, DigestFunction, digest_function
 from stoker.errors import InvalidRequest
 
-_KEYWORDS = frozenset({"blobs", "uploads", "compressed-blobs"})
-_SIZE = re.compile("[0-9]{1,18}")  # all that fits into an int64 with room to add
+_BLOBS, _COMPRESSED, _UPLOADS = "blobs", "compressed-blobs", "uploads"
+_KEYWORDS = frozenset({_BLOBS, _COMPRESSED, _UPLOADS})
 _FUNCTIONS = {function.name.lower(): function for function in DIGEST_FUNCTIONS}
+_MAX_UPLOAD_CHARACTERS = 256
+_MAX_SIZE_BYTES = (1 << 63) - 1
 
 
 class BlobName(NamedTuple):
     """A blob to read, or to upload."""
 
+    text: str
     instance_name: str
-    digest: Digest
+    compressed: bool
+    """Whether the stream is zstd of the blob, rather than the blob itself."""
+    function: DigestFunction | None
+    hash: str
+    size_bytes: int
+    upload: str = ""
+    """What the client calls its upload, commonly a UUID."""
+
+    def digest(self, offered: Sequence[DigestFunction]) -> Digest:
+        """The digest that is named, by one of the functions of the instance.
+
+        Raises InvalidRequest.
+        """
+        number = self.function.number if self.function else 0
+        return digest_function(number, len(self.hash), offered).named(self.hash, self.size_bytes)
 
 
 def parse_read_name(name: str) -> BlobName:
-    """``{instance/}blobs/{function/}{hash}/{size}``. Raises InvalidRequest."""
+    """``{instance/}blobs/{function/}{hash}/{size}``, or with ``compressed-blobs/zstd`` in it.
+
+    Raises InvalidRequest.
+    """
     instance_name, segments = _split(name)
-    if segments[:1] == ["uploads"]:
+    if segments[:1] == [_UPLOADS]:
         raise InvalidRequest(f"{name!r} names an upload, which cannot be read")
-    digest, rest = _digest(name, segments)
+    blob, rest = _blob(name, instance_name, segments)
     if rest:
         raise InvalidRequest(f"{name!r} has segments after the size")
-    return BlobName(instance_name, digest)
+    return blob
 
 
 def parse_upload_name(name: str) -> BlobName:
     """``{instance/}uploads/{uuid}/blobs/{function/}{hash}/{size}{/anything}``.
 
-    Raises InvalidRequest.
+    In place of ``blobs`` it may have ``compressed-blobs/zstd``. Raises InvalidRequest.
     """
     instance_name, segments = _split(name)
-    if segments[:1] != ["uploads"] or len(segments) < 2 or not segments[1]:
+    if segments[:1] != [_UPLOADS] or len(segments) < 2 or not segments[1]:
         raise InvalidRequest(
             f"{name!r} is not of the form {{instance/}}uploads/{{uuid}}/blobs/{{hash}}/{{size}}"
         )
-    digest, _ = _digest(name, segments[2:])
-    return BlobName(instance_name, digest)
+    if len(segments[1]) > _MAX_UPLOAD_CHARACTERS:
+        raise InvalidRequest(
+            f"the upload's own name has {len(segments[1])} characters, "
+            f"of at most {_MAX_UPLOAD_CHARACTERS}: {name[:100]!r}"
+        )
+    blob, _ = _blob(name, instance_name, segments[2:])
+    return blob._replace(upload=segments[1])
 
 
 def _split(name: str) -> tuple[str, list[str]]:
@@ -60,16 +85,25 @@ def _split(name: str) -> tuple[str, list[str]]:
     raise InvalidRequest(f"{name!r} has neither a segment 'blobs' nor 'uploads'")
 
 
-def _digest(name: str, segments: list[str]) -> tuple[Digest, list[str]]:
-    if segments[:1] == ["compressed-blobs"]:
-        raise InvalidRequest(f"{name!r}: this server takes and gives blobs uncompressed only")
-    if segments[:1] != ["blobs"]:
+def _blob(name: str, instance_name: str, segments: list[str]) -> tuple[BlobName, list[str]]:
+    """What `segments` name, and those that follow on the size."""
+    compressed = segments[:1] == [_COMPRESSED]
+    if compressed and segments[1:2] != ["zstd"]:
+        raise InvalidRequest(f"{name!r}: the one compressor that is offered is zstd")
+    if not compressed and segments[:1] != [_BLOBS]:
         raise InvalidRequest(f"{name!r} has no segment 'blobs' where it belongs")
-    rest = segments[1:]
+    rest = segments[2 if compressed else 1 :]
     function = _FUNCTIONS.get(rest[0]) if rest else None
     if function:
         rest = rest[1:]
-    if len(rest) < 2 or not _SIZE.fullmatch(rest[1]):
+    if len(rest) < 2 or (size_bytes := _size(rest[1])) is None:
         raise InvalidRequest(f"{name!r} does not name a blob by {{hash}}/{{size}}")
-    function = function or digest_function(0, len(rest[0]))
-    return function.named(rest[0], int(rest[1])), rest[2:]
+    return BlobName(name, instance_name, compressed, function, rest[0], size_bytes), rest[2:]
+
+
+def _size(text: str) -> int | None:
+    """The number in `text`, or None for what is none or does not fit into a digest."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+        return None
+    number = int(text)
+    return number if number <= _MAX_SIZE_BYTES else None

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from stoker import errors
-from stoker.digest import SHA256, Digest
+from stoker.digest import Digest
 from stoker.rpc import RpcError, StatusCode
 
 CODES: dict[type[errors.StokerError], StatusCode] = {
@@ -40,14 +40,14 @@ def translate(error: Exception) -> RpcError | None:
     """`error` as a status for the client, or None where it is a bug."""
     if not isinstance(error, errors.StokerError):
         return None
-    return RpcError(_code(error), str(error), _details(error))
+    return RpcError(_code(error), _message(error), _details(error))
 
 
 def to_status(error: errors.StokerError | None) -> status_pb2.Status:
     """`error` as a message, for where a status travels inside of a response; OK for None."""
     if error is None:
         return status_pb2.Status()
-    status = status_pb2.Status(code=_code(error), message=str(error))
+    status = status_pb2.Status(code=_code(error), message=_message(error))
     for detail in _details(error):
         status.details.add().Pack(detail)
     return status
@@ -58,6 +58,12 @@ def _code(error: errors.StokerError) -> StatusCode:
         if code := CODES.get(kind):
             return code
     return StatusCode.INTERNAL
+
+
+def _message(error: errors.StokerError) -> str:
+    """What happened, and what it was about where a note tells (GEN-22)."""
+    notes = ", ".join(getattr(error, "__notes__", ()))
+    return f"{error} ({notes})" if notes else str(error)
 
 
 def _details(error: errors.StokerError) -> Sequence[Message]:
@@ -79,6 +85,5 @@ def _missing(digests: Sequence[Digest]) -> error_details_pb2.PreconditionFailure
 
 
 def blob_subject(digest: Digest) -> str:
-    """The name of a blob in a violation. SHA256 is told by the length of its hash (EXE-05)."""
-    function = "" if digest.function is SHA256 else f"{digest.function.name.lower()}/"
-    return f"blobs/{function}{digest}"
+    """The name of a blob in a violation (EXE-05)."""
+    return f"blobs/{digest.function.segment}{digest}"

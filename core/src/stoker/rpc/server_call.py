@@ -102,8 +102,8 @@ class ServerCall:
 
         Read ahead is bounded: a handler that does not receive stops its client. None may also
         come when the client has cancelled and that has not arrived yet, so whether a stream is
-        complete has to be told by its content. For one task at a time. Raises RpcError INTERNAL
-        for a message that cannot be parsed.
+        complete has to be told by its content. For one task at a time. Raises RpcError
+        INVALID_ARGUMENT for a message that cannot be parsed.
         """
         if self._incoming is None:
             raise TypeError(f"{self.method} has one request, which its handler was given")
@@ -200,7 +200,9 @@ class ServerCall:
             return decode(message)
         except DecodeError as error:
             name = self._served_by.request_type.__name__
-            raise RpcError(StatusCode.INTERNAL, f"the request is not a valid {name}") from error
+            raise RpcError(
+                StatusCode.INVALID_ARGUMENT, f"the request is not a valid {name}"
+            ) from error
 
     def _encode(self, message: Message | bytes) -> bytes:
         expected = self._served_by.response_type

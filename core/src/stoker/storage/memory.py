@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -11,8 +11,17 @@ import trio
 
 from stoker import spi
 from stoker.digest import Digest
-from stoker.errors import BlobNotFound, StokerError, StorageFull
-from stoker.spi import ActionKey, ActionResult, BlobReader, BlobWriter
+from stoker.errors import (
+    BlobNotFound,
+    InvalidRequest,
+    StokerError,
+    StorageFull,
+    UploadInProgress,
+)
+from stoker.spi import ActionKey, ActionResult, BlobReader, BlobUpload, BlobWriter
+
+MAX_KEPT_UPLOADS = 1_000
+"""How many uploads that broke off are kept to be continued; beyond it the oldest are forgotten."""
 
 
 class MemorySettings(spi.Settings, frozen=True):
@@ -25,16 +34,20 @@ class MemorySettings(spi.Settings, frozen=True):
 class MemoryBlobStore(spi.BlobStore):
     """A blob store in memory. Nothing is ever evicted: beyond `max_bytes` it raises StorageFull.
 
-    `max_bytes` bounds the blobs and the uploads in flight together; None sets no bound.
+    `max_bytes` bounds the blobs and the uploads together; None sets no bound. Uploads that broke
+    off are kept as long as there are at most MAX_KEPT_UPLOADS of them and nothing else needs
+    their room.
     """
 
     def __init__(self, max_bytes: int | None = None) -> None:
         self._blobs: dict[Digest, bytes] = {}
-        self._room = _Room(max_bytes)
+        self._kept: dict[tuple[Digest, str], bytearray] = {}
+        self._in_progress: set[tuple[Digest, str]] = set()
+        self._room = _Room(max_bytes, self._forget_oldest)
 
     @property
     def used_bytes(self) -> int:
-        """What blobs and uploads in flight take up now."""
+        """What blobs and uploads, kept ones too, take up now."""
         return self._room.used_bytes
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
@@ -62,6 +75,31 @@ class MemoryBlobStore(spi.BlobStore):
         # What was given back is taken again before anybody else can run.
         self._publish(digest, bytes(writer.data))
 
+    @asynccontextmanager
+    async def open_upload(self, digest: Digest, upload: str) -> AsyncIterator[BlobUpload]:
+        await trio.lowlevel.checkpoint()
+        key = digest, upload
+        if key in self._in_progress:
+            raise UploadInProgress(digest, upload)
+        self._in_progress.add(key)
+        writer = _MemoryUpload(self._room, self._kept.pop(key, bytearray()))
+        try:
+            yield writer
+        except InvalidRequest:
+            self._room.give_back(writer.reserved_bytes)
+            raise
+        except BaseException:
+            self._keep(key, writer.data)
+            raise
+        finally:
+            self._in_progress.discard(key)
+        self._room.give_back(writer.reserved_bytes)
+        self._publish(digest, bytes(writer.data))
+
+    async def uploaded_bytes(self, digest: Digest, upload: str) -> int:
+        await trio.lowlevel.checkpoint()
+        return len(self._kept.get((digest, upload), b""))
+
     async def read_many(self, digests: Collection[Digest]) -> dict[Digest, bytes]:
         await trio.lowlevel.checkpoint()
         return {digest: self._blobs[digest] for digest in digests if digest in self._blobs}
@@ -75,6 +113,21 @@ class MemoryBlobStore(spi.BlobStore):
             except StorageFull as error:
                 failures[digest] = error
         return failures
+
+    def _keep(self, key: tuple[Digest, str], data: bytearray) -> None:
+        if not data:
+            return
+        self._kept[key] = data
+        if len(self._kept) > MAX_KEPT_UPLOADS:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> bool:
+        """Give the room of the upload back that was kept the longest; False if there is none."""
+        oldest = next(iter(self._kept), None)
+        if oldest is None:
+            return False
+        self._room.give_back(len(self._kept.pop(oldest)))
+        return True
 
     def _publish(self, digest: Digest, data: bytes) -> None:
         if digest not in self._blobs:
@@ -119,19 +172,27 @@ async def open_memory_action_cache(
 
 
 class _Room:
-    """Counts bytes against a bound."""
+    """Counts bytes against a bound. `make_room` gives some back, until it returns False."""
 
-    def __init__(self, max_bytes: int | None) -> None:
+    def __init__(
+        self, max_bytes: int | None, make_room: Callable[[], bool] = lambda: False
+    ) -> None:
         self._max_bytes = max_bytes
+        self._make_room = make_room
         self.used_bytes = 0
 
     def take(self, size_bytes: int) -> None:
-        if self._max_bytes is not None and self.used_bytes + size_bytes > self._max_bytes:
+        while self._lacks(size_bytes) and self._make_room():
+            pass
+        if self._lacks(size_bytes):
             raise StorageFull(
                 f"no room for {size_bytes} bytes: "
                 f"{self.used_bytes} of max_bytes = {self._max_bytes} are in use"
             )
         self.used_bytes += size_bytes
+
+    def _lacks(self, size_bytes: int) -> bool:
+        return self._max_bytes is not None and self.used_bytes + size_bytes > self._max_bytes
 
     def give_back(self, size_bytes: int) -> None:
         self.used_bytes -= size_bytes
@@ -161,3 +222,20 @@ class _MemoryWriter(BlobWriter):
         self._room.take(len(data))
         self.reserved_bytes += len(data)
         self.data += data
+
+
+class _MemoryUpload(_MemoryWriter, BlobUpload):
+    def __init__(self, room: _Room, kept: bytearray) -> None:
+        super().__init__(room)
+        self.data = kept
+        self.reserved_bytes = self.offset = len(kept)
+
+    async def read_kept(self, offset: int, max_bytes: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return bytes(self.data[offset : min(offset + max_bytes, self.offset)])
+
+    async def restart(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._room.give_back(self.reserved_bytes)
+        self.data = bytearray()
+        self.reserved_bytes = self.offset = 0

@@ -61,6 +61,18 @@ async def test_a_session_opened_below_a_living_parent_is_killed(
     await witness.wait_until_all_are_gone()
 
 
+async def test_a_session_opened_by_one_that_ends_with_its_stdin_is_killed(
+    strategy: spi.ExecutionStrategy, place: Workplace, witness: Witness
+) -> None:
+    text = f"(exec 9>{witness.path}; setsid sh -c 'echo ready >&9; sleep 1000' <&- >&-) & cat"
+    async with strategy.start(place.spec("sh", "-c", text, pipes=True)) as process:
+        await witness.wait_for("ready")
+        assert process.stdin is not None
+        await process.stdin.aclose()
+        assert await process.wait() == spi.Exit(0)
+    await witness.wait_until_all_are_gone()
+
+
 async def test_a_group_of_its_own_does_not_save_an_orphan(
     strategy: spi.ExecutionStrategy, place: Workplace, witness: Witness
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 
 import trio
 
@@ -19,11 +20,11 @@ class LocalProcess(spi.Process):
 
     def __init__(self, process: trio.Process, pidfd: int) -> None:
         self.name = f"process {process.pid}"
-        self.stdin = process.stdin
+        self._tree = ProcessTree(process.pid)
+        self.stdin = _Stdin(process.stdin, self._tree.note) if process.stdin else None
         self.stdout = process.stdout
         self._process = process
         self._pidfd = pidfd
-        self._tree = ProcessTree(process.pid)
         self._exit: spi.Exit | None = None
         self._exit_lock = trio.Lock()
         self._reaped = False
@@ -70,9 +71,29 @@ class LocalProcess(spi.Process):
     async def _close(self) -> None:
         trio.lowlevel.notify_closing(self._pidfd)
         os.close(self._pidfd)
-        for stream in (self.stdin, self.stdout):
+        for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 await trio.aclose_forcefully(stream)
+
+
+class _Stdin(trio.abc.SendStream):
+    """A pipe to a process, whose end is what many processes end by."""
+
+    def __init__(self, pipe: trio.abc.SendStream, on_closing: Callable[[], None]) -> None:
+        self._pipe = pipe
+        self._on_closing = on_closing
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._pipe.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._pipe.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        try:
+            self._on_closing()
+        finally:
+            await self._pipe.aclose()
 
 
 def _read_exit(pid: int) -> spi.Exit | None:

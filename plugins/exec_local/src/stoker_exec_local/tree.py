@@ -1,8 +1,9 @@
 """A process and all that came of it, as far as the process table tells.
 
 A process belongs to the tree when it is in the leader's session, is a descendant of such a one,
-or is in the session that such a descendant opened. A process that called setsid *and* whose
-parent ended before anybody looked is not found.
+or is in the session that such a descendant opened. It is looked at when its end begins: when it
+is asked to terminate, when its stdin is closed, and when it is killed. A process that called
+setsid *and* whose parent ended before anybody looked is not found.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class ProcessTree:
     def __init__(self, leader: int) -> None:
         self._leader = leader
         self._sessions = {leader}
+
+    def note(self) -> None:
+        """Remember the sessions that are there now, as their parents may be about to end."""
+        self._living_members()
 
     def send(self, number: signal.Signals) -> bool:
         """Send a signal to every living member. Returns whether there was one."""

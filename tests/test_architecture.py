@@ -27,9 +27,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "execution": GROUND | {"spi", "storage", "workers"},
     "scheduler": GROUND | {"spi", "storage"},
     "frontend": GROUND | {"spi", "storage", "scheduler", "rpc"},
-    "client": GROUND | {"rpc", "storage", "__init__"},
+    "client": GROUND | {"rpc", "storage", "spi", "__init__"},
     # what knows them all
-    "builtin": GROUND | {"spi", "storage"},
+    # The client is also what makes another server a store of this one.
+    "builtin": GROUND | {"spi", "storage", "client"},
     "tables": GROUND | {"spi"},
     "plugins": GROUND | {"spi"},
     "config": GROUND

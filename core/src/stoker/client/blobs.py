@@ -110,7 +110,7 @@ class Blobs:
 
         Raises DataLoss at the end if the whole was not the blob.
         """
-        request = bytestream_pb2.ReadRequest(resource_name=self._prefix() + _read_name(digest))
+        request = bytestream_pb2.ReadRequest(resource_name=self._prefix() + read_name(digest))
         async with self._calls.stream(
             f"{_BYTE_STREAM}/Read", bytestream_pb2.ReadResponse
         ) as stream:
@@ -174,7 +174,7 @@ class Blobs:
                 raise RpcError(status_code(one.status.code), message)
 
     async def _write(self, digest: Digest, read: Read) -> None:
-        name = f"{self._prefix()}uploads/{uuid.uuid4()}/{_read_name(digest)}"
+        name = f"{self._prefix()}uploads/{uuid.uuid4()}/{read_name(digest)}"
         async with self._calls.stream(
             f"{_BYTE_STREAM}/Write", bytestream_pb2.WriteResponse
         ) as stream:
@@ -240,7 +240,8 @@ def _fail_upload(digest: Digest, response: bytestream_pb2.WriteResponse | None) 
     )
 
 
-def _read_name(digest: Digest) -> str:
+def read_name(digest: Digest) -> str:
+    """The part of a resource name that names a blob."""
     name = digest.function.name
     function = "" if name in _UNNAMED_FUNCTIONS else f"{name.lower()}/"
     return f"blobs/{function}{digest}"

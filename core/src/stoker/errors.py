@@ -105,6 +105,10 @@ class FailedPrecondition(StokerError):
     """The request is well formed, but the state of the server or of the action forbids it."""
 
 
+class PermissionDenied(StokerError):
+    """Whoever asks may not do this here."""
+
+
 class DataLoss(StokerError):
     """A stored blob turned out to be damaged."""
 

@@ -291,6 +291,7 @@ class _StreamWriter(BlobWriter):
     async def finish(self) -> None:
         """Send the rest. Raises Unavailable unless the server has taken the whole."""
         await self._send(bytes(self._held), finish=True)
+        await self._stream.send_eof()
         committed = await self._store.receive_size(self._stream)
         if committed != self._digest.size_bytes:
             raise far_error(

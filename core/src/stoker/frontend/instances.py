@@ -30,6 +30,8 @@ class Instance:
     """The longest timeout that an action may ask for."""
     client_updates: bool = True
     """Whether clients may write to the action cache."""
+    check_actions: bool = False
+    """Whether a result that a client writes needs its Action and Command in the CAS."""
 
     def action_key(self, digest: Digest) -> ActionKey:
         """What the result of an action of this instance is filed under."""

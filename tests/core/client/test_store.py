@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trustme
 
 from stoker import spi
 from stoker.client.far_side import RemoteSettings
 from stoker.client.result_cache import RemoteActionCacheSettings, open_remote_action_cache
 from stoker.client.store import open_remote_blob_store
-from stoker.errors import ConfigurationError, FailedPrecondition, StorageFull, Unavailable
+from stoker.errors import ConfigurationError, DataLoss, FailedPrecondition, StorageFull, Unavailable
 from stoker.protos import provenance_pb2
 from stoker.protos import remote_execution_pb2 as reapi
-from stoker.rpc import Server, ServerCall, Service, unary_unary
+from stoker.rpc import Method, Server, ServerCall, Service, unary_unary
 from stoker.spi import SHA256, ActionCache, ActionKey, ActionResult, BlobStore, Digest
 from stoker.storage.existence import ExistenceBlobStore
 from stoker.storage.memory import MemoryBlobStore
@@ -226,27 +227,115 @@ def free_port() -> int:
         return port
 
 
+_CAS = "build.bazel.remote.execution.v2.ContentAddressableStorage"
+_CAPABILITIES = "build.bazel.remote.execution.v2.Capabilities"
+
+
+async def announce(_: reapi.GetCapabilitiesRequest, __: ServerCall) -> reapi.ServerCapabilities:
+    return reapi.ServerCapabilities()
+
+
+@asynccontextmanager
+async def open_odd_server(**methods: Method) -> AsyncIterator[str]:
+    """A server of these methods of the CAS alone."""
+    capabilities = unary_unary(announce, reapi.GetCapabilitiesRequest, reapi.ServerCapabilities)
+    services = [Service(_CAS, methods), Service(_CAPABILITIES, {"GetCapabilities": capabilities})]
+    async with trio.open_nursery() as nursery:
+        server = Server(services)
+        port = server.add_listener("127.0.0.1:0")
+        await nursery.start(server.serve)
+        yield f"127.0.0.1:{port}"
+        await server.stop(0)
+
+
 async def test_server_that_is_silent_is_not_available() -> None:
     # STO-04
     async def never(_: reapi.FindMissingBlobsRequest, __: ServerCall) -> Any:
         await trio.sleep_forever()
 
-    service = Service(
-        "build.bazel.remote.execution.v2.ContentAddressableStorage",
-        {
-            "FindMissingBlobs": unary_unary(
-                never, reapi.FindMissingBlobsRequest, reapi.FindMissingBlobsResponse
-            )
-        },
-    )
-    async with trio.open_nursery() as nursery:
-        server = Server([service])
-        port = server.add_listener("127.0.0.1:0")
-        await nursery.start(server.serve)
-        async with open_store(f"127.0.0.1:{port}", timeout_seconds=0.1) as store:
-            with pytest.raises(Unavailable, match="does not answer in time"):
-                await store.find_missing([KEY.action])
-        await server.stop(0)
+    method = unary_unary(never, reapi.FindMissingBlobsRequest, reapi.FindMissingBlobsResponse)
+    async with (
+        open_odd_server(FindMissingBlobs=method) as address,
+        open_store(address, timeout_seconds=0.1) as store,
+    ):
+        with pytest.raises(Unavailable, match="does not answer in time"):
+            await store.find_missing([KEY.action])
+
+
+async def test_what_a_server_passes_over_is_neither_absent_nor_written() -> None:
+    # STO-04
+    digest, data = blob("passed over", 100)
+
+    async def read_none(_: reapi.BatchReadBlobsRequest, __: ServerCall) -> Any:
+        return reapi.BatchReadBlobsResponse()
+
+    async def write_none(_: reapi.BatchUpdateBlobsRequest, __: ServerCall) -> Any:
+        return reapi.BatchUpdateBlobsResponse()
+
+    async with (
+        open_odd_server(
+            BatchReadBlobs=unary_unary(
+                read_none, reapi.BatchReadBlobsRequest, reapi.BatchReadBlobsResponse
+            ),
+            BatchUpdateBlobs=unary_unary(
+                write_none, reapi.BatchUpdateBlobsRequest, reapi.BatchUpdateBlobsResponse
+            ),
+        ) as address,
+        open_store(address) as store,
+    ):
+        # It is asked for once more by Read, which this server does not have.
+        with pytest.raises(FailedPrecondition, match="UNIMPLEMENTED"):
+            await store.read_many([digest])
+        assert isinstance((await store.write_many({digest: data}))[digest], Unavailable)
+        with pytest.raises(Unavailable):
+            await write(store, digest, data)
+
+
+async def test_a_blob_cut_short_is_damaged() -> None:
+    digest, data = blob("cut short", 100)
+
+    async def read_half(_: reapi.BatchReadBlobsRequest, __: ServerCall) -> Any:
+        half = reapi.BatchReadBlobsResponse.Response(digest=digest.to_proto(), data=data[:50])
+        return reapi.BatchReadBlobsResponse(responses=[half])
+
+    method = unary_unary(read_half, reapi.BatchReadBlobsRequest, reapi.BatchReadBlobsResponse)
+    async with (
+        open_odd_server(BatchReadBlobs=method) as address,
+        open_store(address) as store,
+    ):
+        with pytest.raises(DataLoss):
+            await store.read_many([digest])
+
+
+async def test_tls_on_both_sides(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name, certificate in (
+        ("server", authority.issue_cert("127.0.0.1")),
+        ("client", authority.issue_cert("client")),
+    ):
+        certificate.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        certificate.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    toml = f"""{MEMORY_ONLY}
+[server]
+tls_certificate = "server.pem"
+tls_key = "server.key"
+tls_client_ca = "ca.pem"
+"""
+    digest, data = blob("secret", 100)
+    context = spi.Context("remote", tmp_path, {})
+    async with open_test_server(toml, tmp_path) as server:
+        target = f"grpcs://{server.address}"
+        known = RemoteSettings(
+            target=target, tls_ca="ca.pem", tls_certificate="client.pem", tls_key="client.key"
+        )
+        async with open_remote_blob_store(known, context) as store:
+            await write(store, digest, data)
+            assert await read(store, digest) == data
+        unknown = RemoteSettings(target=target, tls_ca="ca.pem")
+        async with open_remote_blob_store(unknown, context) as store:
+            with pytest.raises(Unavailable):
+                await store.find_missing([digest])
 
 
 async def test_refusals_are_told_as_such(address: str) -> None:

@@ -241,6 +241,9 @@ async def test_damaged_entry_is_absent_and_dropped(tmp_path: Path) -> None:  # A
 async def test_failures_are_not_served_by_default(cache: Client) -> None:  # ACG-12
     await update(cache, reapi.ActionResult(exit_code=1))
     assert await refused(get(cache)) is NOT_FOUND
+    await update(cache, reapi.ActionResult())
+    await update(cache, reapi.ActionResult(exit_code=1))
+    assert (await get(cache)).exit_code == 0
 
 
 CACHING_FAILURES = EXECUTING.replace(

@@ -20,7 +20,7 @@ from stoker.client.far_side import (
     within,
 )
 from stoker.digest import Digest, DigestFunction
-from stoker.errors import DataLoss, StokerError
+from stoker.errors import DataLoss, StokerError, Unavailable
 from stoker.protos import bytestream_pb2
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import ClientStream, RpcError, StatusCode
@@ -104,21 +104,24 @@ class RemoteBlobStore(BlobStore):
             digests=[digest.to_proto() for digest in batch],
             digest_function=batch[0].function.number,
         )
-        by_name = {str(digest): digest for digest in batch}
+        unanswered = {str(digest): digest for digest in batch}
         late = []
         with mapping_errors(self._calls.target), within(self._timeout_seconds):
             response = await self._calls.unary(
                 f"{_CAS}/BatchReadBlobs", request, reapi.BatchReadBlobsResponse
             )
         for one in response.responses:
-            digest = by_name[_name_of(one.digest, by_name, self._calls.target)]
+            digest = unanswered.pop(_name_of(one.digest, unanswered, self._calls.target))
             if one.status.code == StatusCode.RESOURCE_EXHAUSTED:
                 late.append(digest)
             elif one.status.code == StatusCode.OK:
+                if len(one.data) != digest.size_bytes:
+                    raise DataLoss(digest, f"the server has sent {len(one.data)} bytes")
                 found[digest] = one.data
             elif one.status.code != StatusCode.NOT_FOUND:
                 raise far_status(one.status, self._calls.target, digest)
-        return late
+        # Passed over is not absent.
+        return [*late, *unanswered.values()]
 
     # --- writing
 
@@ -170,14 +173,14 @@ class RemoteBlobStore(BlobStore):
                 )
         except StokerError as error:
             return dict.fromkeys(blobs, error)
-        by_name = {str(digest): digest for digest in blobs}
-        return {
-            (digest := by_name[_name_of(one.digest, by_name, self._calls.target)]): far_status(
-                one.status, self._calls.target, digest, writing=True
-            )
-            for one in response.responses
-            if one.status.code
-        }
+        unanswered = {str(digest): digest for digest in blobs}
+        failures: dict[Digest, StokerError] = {}
+        for one in response.responses:
+            digest = unanswered.pop(_name_of(one.digest, unanswered, self._calls.target))
+            if one.status.code:
+                failures[digest] = far_status(one.status, self._calls.target, writing=True)
+        passed_over = Unavailable(f"the server at {self._calls.target} has passed a blob over")
+        return failures | dict.fromkeys(unanswered.values(), passed_over)
 
     async def send(
         self,

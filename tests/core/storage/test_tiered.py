@@ -481,7 +481,8 @@ async def test_broken_upload_goes_on_in_both(far: Far, mode: str, how: str) -> N
             assert await upload.read_kept(10, 20) == data[10:30]
             if how == "restarted":
                 await upload.restart()
-            await upload.write(data[upload.offset :])
+            if upload.offset < len(data):
+                await upload.write(data[upload.offset :])
     assert await near.read_many([digest]) == {digest: data}
     assert await far.read_many([digest]) == ({} if mode == "near-only" else {digest: data})
 

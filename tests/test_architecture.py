@@ -26,14 +26,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workers": GROUND | {"spi", "storage"},
     "execution": GROUND | {"spi", "storage", "workers"},
     "scheduler": GROUND | {"spi", "storage"},
-    "frontend": GROUND | {"spi", "storage", "scheduler", "rpc"},
-    "client": GROUND | {"rpc", "storage", "__init__"},
+    "frontend": GROUND | {"spi", "storage", "scheduler", "rpc", "__init__"},
+    "client": GROUND | {"rpc", "storage", "spi", "__init__"},
     # what knows them all
-    "builtin": GROUND | {"spi", "storage"},
+    # The client is also what makes another server a store of this one.
+    "builtin": GROUND | {"spi", "storage", "client"},
     "tables": GROUND | {"spi"},
     "plugins": GROUND | {"spi"},
     "config": GROUND
-    | {"spi", "plugins", "tables", "frontend", "scheduler", "execution", "workers"},
+    | {"spi", "plugins", "tables", "frontend", "scheduler", "execution", "workers", "storage"},
     "compose": GROUND
     | {"spi", "plugins", "tables", "config", "rpc", "frontend", "scheduler", "execution"}
     | {"storage", "workers"},

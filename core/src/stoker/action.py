@@ -37,6 +37,8 @@ class LoadedAction:
     platform: Platform
     timeout_seconds: float | None
     """None where the action sets none."""
+    metadata: reapi.RequestMetadata = field(default_factory=reapi.RequestMetadata)
+    """What the client that came first has said of itself, for the records."""
     mnemonic: str = ""
     """The build tool's name for this sort of action, as Javac; from RequestMetadata."""
     target: str = ""
@@ -83,6 +85,7 @@ def load_action(
         input_root=digest.function.parse(action.input_root_digest),
         platform=platform_of(action, command),
         timeout_seconds=_timeout_seconds(action),
+        metadata=metadata,
         mnemonic=metadata.action_mnemonic,
         target=metadata.target_id,
     )

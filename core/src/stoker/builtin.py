@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from stoker import spi
+from stoker.client import far_side, result_cache, store
 from stoker.spi import ActionCache, BlobStore, Provider, Sandbox, Settings
-from stoker.storage import memory, read_only
+from stoker.storage import existence, memory, read_only, tiered, tiered_actions
 
 
 @spi.hookimpl
@@ -22,6 +23,21 @@ def stoker_blob_stores() -> Mapping[str, Provider[BlobStore]]:
             read_only.ReadOnlyBlobStoreSettings,
             read_only.open_read_only_blob_store,
             "another store, without writing",
+        ),
+        "tiered": Provider(
+            tiered.TieredBlobStoreSettings,
+            tiered.open_tiered_blob_store,
+            "a near store in front of a far one",
+        ),
+        "existence": Provider(
+            existence.ExistenceSettings,
+            existence.open_existence_blob_store,
+            "remembers for a while which blobs another store has",
+        ),
+        "remote": Provider(
+            far_side.RemoteSettings,
+            store.open_remote_blob_store,
+            "the CAS of another REAPI server",
         ),
     }
 
@@ -38,6 +54,16 @@ def stoker_action_caches() -> Mapping[str, Provider[ActionCache]]:
             read_only.ReadOnlyActionCacheSettings,
             read_only.open_read_only_action_cache,
             "another cache, without writing",
+        ),
+        "tiered": Provider(
+            tiered_actions.TieredActionCacheSettings,
+            tiered_actions.open_tiered_action_cache,
+            "a near cache in front of a far one",
+        ),
+        "remote": Provider(
+            result_cache.RemoteActionCacheSettings,
+            result_cache.open_remote_action_cache,
+            "the action cache of another REAPI server",
         ),
     }
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,12 +19,14 @@ from stoker.errors import ConfigurationError, StokerError, sole_cause
 from stoker.execution.enclosed import Enclosed
 from stoker.execution.executor import Executor, open_executor
 from stoker.frontend.action_cache import ActionCacheService
+from stoker.frontend.admin import AdminService
 from stoker.frontend.bytestream import ByteStreamService
 from stoker.frontend.capabilities import CapabilitiesService
 from stoker.frontend.cas import CasService
 from stoker.frontend.execution import ExecutionService
 from stoker.frontend.instances import Instance, Instances
 from stoker.frontend.operations import OperationsService
+from stoker.frontend.provenance import provenance_of_executor, stamp
 from stoker.frontend.status import translate
 from stoker.plugins import Catalogue
 from stoker.protos import remote_execution_pb2 as reapi
@@ -83,7 +86,23 @@ class Services:
     def action_cache(self, table: InstanceTable) -> ActionCache:
         """The instance's cache, which serves whole results only."""
         cache = cast("ActionCache", self._opened["action_caches"][table.action_cache])
-        return CompleteActionCache(cache, self.blob_store(table.blob_store))
+        return CompleteActionCache(
+            cache,
+            self.blob_store(table.blob_store),
+            max_tree_bytes=table.max_tree_bytes,
+            cache_failures=table.cache_failures,
+        )
+
+    def admin(self, configuration: Configuration) -> AdminService:
+        """The admin service, over all that stand on no other service: the rest is made of them."""
+        leaves: dict[str, dict[str, object]] = _no_services()
+        for name, (_, settings) in configuration.services.items():
+            if not any(references(settings)):
+                leaves[name.table][name.name] = self._opened[name.table][name.name]
+        return AdminService(
+            cast("Mapping[str, ActionCache]", leaves["action_caches"]),
+            cast("Mapping[str, BlobStore]", leaves["blob_stores"]),
+        )
 
     def strategy(self, name: str) -> ExecutionStrategy:
         return cast("ExecutionStrategy", self._opened["strategies"][name])
@@ -195,6 +214,9 @@ async def open_server(
         server = _rpc_server(Instances(instances), scheduler, health)
         addresses = tuple(_listen(server, configuration))
         await nursery.start(server.serve)
+        admin = Server([services.admin(configuration).service()], translate_error=translate)
+        if _listen_admin(admin, configuration.admin_socket):
+            await nursery.start(admin.serve)
         for name in ("", *_SERVED):
             health.set_serving(name, serving=True)
         try:
@@ -202,6 +224,7 @@ async def open_server(
         finally:
             for name in ("", *_SERVED):
                 health.set_serving(name, serving=False)
+            await admin.stop(0)
             with draining:
                 await server.stop(configuration.server.drain_seconds)
             await server.stop(0)
@@ -237,6 +260,7 @@ def _instance(
             for executor in table.executors
         },
         client_updates=table.client_updates,
+        check_actions=table.check_actions,
     )
 
 
@@ -270,6 +294,8 @@ def _start_slots(
 
     async def file_result(action: LoadedAction, result: reapi.ActionResult) -> None:
         instance = caches[action.namespace]
+        # In place: those who wait for it now get the same result as those who ask later.
+        stamp(result, provenance_of_executor(action, executor.name))
         await instance.actions.update(instance.action_key(action.digest), result)
 
     for _ in range(slots):
@@ -316,6 +342,32 @@ def _listen(server: Server, configuration: Configuration) -> list[str]:
             raise ConfigurationError([f"[server] listen: {error}"]) from error
         addresses.append(address if unix else f"{address.rpartition(':')[0]}:{port}")
     return addresses
+
+
+def _listen_admin(server: Server, path: Path) -> bool:
+    """Listen on the admin socket, which the server's own user alone may reach.
+
+    Without it, for want of a place, the server serves all the same: returns False.
+    """
+    try:
+        with suppress(FileExistsError):
+            path.parent.mkdir(parents=True, mode=0o700)
+        with _private_files():
+            server.add_listener(f"unix:{path}")
+    except OSError as error:
+        log.warning("there is no admin socket", path=str(path), reason=str(error))
+        return False
+    return True
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    # A chmod afterwards would leave a moment in which anybody can connect.
+    previous = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(previous)
 
 
 def load_tls(configuration: Configuration) -> TlsCredentials | None:

@@ -23,6 +23,7 @@ from stoker.frontend.instances import check_instance_name
 from stoker.plugins import NOUNS, SUPPLIERS, Catalogue
 from stoker.scheduler.scheduler import SchedulerSettings
 from stoker.spi import ActionCacheName, BlobStoreName, Settings, resolve_path
+from stoker.storage.completeness import MAX_TREE_BYTES
 from stoker.tables import convert_table, nearest, quoted, references, toml_type
 from stoker.workers.pool import WorkerSettings
 
@@ -54,7 +55,7 @@ class ServerTable(Settings, frozen=True):
     drain_seconds: Seconds = 20.0
     """How long a server that is told to stop lets calls end by themselves."""
     state_directory: PathText = "stoker-state"
-    """Where executors lay out input roots."""
+    """Where executors lay out input roots, and where the admin socket is."""
 
 
 class LogTable(Settings, frozen=True):
@@ -89,6 +90,12 @@ class InstanceTable(Settings, frozen=True):
     """Where its actions run; empty for an instance that only caches."""
     client_updates: bool = True
     """Whether clients may write action results, or executors only."""
+    check_actions: bool = False
+    """Whether a result that a client writes needs its Action and Command in the CAS (ACU-03)."""
+    cache_failures: bool = False
+    """Whether results with an exit code other than zero are filed and served (ACG-12)."""
+    max_tree_bytes: PositiveInt = MAX_TREE_BYTES
+    """A cached result whose trees take more than this together is not served (ACG-13)."""
 
 
 class Service(NamedTuple):
@@ -125,6 +132,11 @@ class Configuration:
     def path(self, text: str) -> Path:
         """The path that a setting means."""
         return resolve_path(self.folder, text)
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where the server listens to the person who runs it."""
+        return self.path(self.server.state_directory) / "admin.socket"
 
 
 def default_document(state: Path, *, local_execution: bool) -> dict[str, Any]:

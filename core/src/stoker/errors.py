@@ -105,8 +105,8 @@ class FailedPrecondition(StokerError):
     """The request is well formed, but the state of the server or of the action forbids it."""
 
 
-class NotAllowed(StokerError):
-    """The configuration keeps this client, or every client, from doing that."""
+class PermissionDenied(StokerError):
+    """Whoever asks may not do this here."""
 
 
 class DataLoss(StokerError):

@@ -70,6 +70,7 @@ __all__ = [
     "BlobReader",
     "BlobWriter",
     "BlobUpload",
+    "ScrubFinding",
     "ActionCache",
     "ActionKey",
     "ActionResult",
@@ -223,6 +224,18 @@ class BlobUpload(BlobWriter):
         """Forget what earlier calls have left: writing begins at 0."""
 
 
+@dataclass(frozen=True, slots=True)
+class ScrubFinding:
+    """One step of a scrub: something that was wrong, or how far it has come."""
+
+    digest: Digest | None
+    """The blob that this is about, where it can still be told."""
+    problem: str
+    """What was wrong, and what was done about it; empty where this only tells the progress."""
+    checked: int
+    """How many blobs have been checked so far."""
+
+
 class BlobStore(abc.ABC):
     """Blobs by content. Calls may overlap freely, also on one digest.
 
@@ -309,6 +322,14 @@ class BlobStore(abc.ABC):
         Blobs that are absent, or have no file here, are left out. The files must only be read.
         """
         return _no_paths(digests)
+
+    def scrub(self) -> AbstractAsyncContextManager[AsyncIterator[ScrubFinding]]:
+        """Hash every blob once more and drop what is damaged, for those who look after the store.
+
+        Work goes on as far as the findings are asked for; leaving the context ends it. Raises
+        Unsupported by default: a store that stands on others leaves it to them.
+        """
+        raise Unsupported("this kind of blob store cannot be scrubbed")
 
 
 async def _read_whole(reader: BlobReader, size_bytes: int) -> bytes:

@@ -453,28 +453,6 @@ async def test_priority_reaches_the_queue(client: Client, tmp_path: Path) -> Non
     assert sorted(range(4), key=starts.__getitem__) == [2, 1, 3, 0]
 
 
-async def test_results_that_clients_file(client: Client) -> None:  # ACU-01, 02, 05, ACG-02
-    method = REAPI + "ActionCache/"
-    action = SHA256.digest(b"any action").to_proto()
-    [output] = await client.put(b"output")
-    result = reapi.ActionResult(output_files=[reapi.OutputFile(path="f", digest=output.to_proto())])
-    update = reapi.UpdateActionResultRequest(action_digest=action, action_result=result)
-    assert await client.unary(method + "UpdateActionResult", update, reapi.ActionResult) == result
-    get = reapi.GetActionResultRequest(action_digest=action)
-    assert await client.unary(method + "GetActionResult", get, reapi.ActionResult) == result
-    result.output_files[0].digest.CopyFrom(SHA256.digest(b"absent").to_proto())
-    update.action_result.CopyFrom(result)
-    await client.unary(method + "UpdateActionResult", update, reapi.ActionResult)
-    call = client.unary(method + "GetActionResult", get, reapi.ActionResult)
-    assert await code_of(call) is grpc.StatusCode.NOT_FOUND
-    for broken in (
-        reapi.UpdateActionResultRequest(action_digest=action),
-        reapi.UpdateActionResultRequest(action_result=result),
-    ):
-        call = client.unary(method + "UpdateActionResult", broken, reapi.ActionResult)
-        assert await code_of(call) is grpc.StatusCode.INVALID_ARGUMENT
-
-
 async def test_a_thousand_streams_take_no_threads(client: Client, tmp_path: Path) -> None:
     script, begun, let_on = gate(tmp_path)
     digest = await client.put_action("sh", "-c", script)

@@ -103,7 +103,6 @@ async def test_an_action_runs_and_is_filed_before_anybody_hears(nursery: trio.Nu
 @pytest.mark.parametrize(
     ("outcome", "cacheable"),
     [
-        (Outcome(result=reapi.ActionResult(exit_code=1)), True),  # RUN-16
         (Outcome(result=reapi.ActionResult(), error=Unavailable("lost")), True),  # RUN-24
         (Outcome(result=reapi.ActionResult()), False),  # EXE-20
     ],

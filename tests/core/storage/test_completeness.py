@@ -196,6 +196,19 @@ async def test_failed_action_is_not_served(cache: CompleteActionCache) -> None:
     assert await cache.get(KEY) is None
 
 
+async def test_failed_action_is_served_where_it_may_be(
+    filed: MemoryActionCache, blobs: _Counting
+) -> None:
+    # ACG-12
+    strict = CompleteActionCache(filed, blobs)
+    await strict.update(KEY, ActionResult(exit_code=1))
+    assert await filed.get(KEY) is None
+    lenient = CompleteActionCache(filed, blobs, cache_failures=True)
+    await lenient.update(KEY, ActionResult(exit_code=1))
+    assert await lenient.get(KEY) == ActionResult(exit_code=1)
+    assert await strict.get(KEY) is None
+
+
 @pytest.mark.parametrize("size_bytes", [100, 300_000])
 async def test_tree_that_does_not_parse(
     cache: CompleteActionCache, blobs: _Counting, size_bytes: int

@@ -93,6 +93,23 @@ async def test_bound_of_an_action_cache() -> None:
     assert await cache.get(key) == ActionResult(stdout_raw=b"z" * 95)
 
 
+async def test_entries_are_listed_and_removed() -> None:
+    cache = MemoryActionCache(max_bytes=100)
+    keys = [ActionKey(name, SHA256.digest(b"a")) for name in ("", "one", "two")]
+    for key in keys:
+        await cache.update(key, ActionResult(stdout_raw=b"x" * 20))
+    async with cache.open_entries() as entries:
+        assert {key async for key in entries} == {*keys}
+    async with cache.open_entries() as entries:
+        await anext(entries)
+        await cache.remove([*keys[1:], ActionKey("absent", keys[0].action)])
+    async with cache.open_entries() as entries:
+        assert [key async for key in entries] == keys[:1]
+    assert await cache.get(keys[1]) is None
+    # The room is given back.
+    await cache.update(keys[0], ActionResult(stdout_raw=b"x" * 90))
+
+
 async def test_opened_by_settings() -> None:
     settings = MemorySettings(max_bytes=10)
     digest, data = blob("too much", 11)

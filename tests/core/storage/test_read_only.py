@@ -32,6 +32,10 @@ async def test_blob_store_reads_and_refuses_to_write() -> None:
         assert await store.read_many([held, refused]) == {held: data}
         async with store.open_paths([held]) as paths:
             assert paths == {}
+        async with store.open_executable_paths([held]) as paths:
+            assert paths == {}
+        with pytest.raises(FailedPrecondition, match="'window' is read-only"):
+            store.open_upload(refused, "an upload")
         with pytest.raises(FailedPrecondition, match="'window' is read-only"):
             await write(store, refused, other)
         failures = await store.write_many({refused: other})

@@ -9,9 +9,12 @@ from pathlib import Path
 import click
 import trio
 
+from stoker.cli.administration import find_socket, open_answers
 from stoker.cli.connection import Connection, digest_of, digests_of, server_options
+from stoker.cli.documents import config_option
 from stoker.client import digest_file
 from stoker.digest import Digest
+from stoker.protos import admin_pb2 as admin
 
 
 @click.group()
@@ -61,6 +64,38 @@ def find(context: click.Context, connection: Connection, digests: Sequence[Diges
         click.echo(f"{'missing' if digest in missing else 'present'} {digest}")
     if missing:
         context.exit(1)
+
+
+@cas.command()
+@config_option
+@click.argument("stores", nargs=-1)
+@click.pass_context
+def scrub(context: click.Context, config_file: Path | None, stores: Sequence[str]) -> None:
+    """Have the server hash all blobs of STORES once more, and drop what is damaged.
+
+    For the server that runs on this machine with this configuration; STORES are the names of its
+    [blob_stores.NAME] tables, all of them unless given. It may be broken off at any time. The exit
+    code is 1 if anything was damaged, or if a store that was named cannot be scrubbed.
+    """
+    if not trio.run(_scrub, find_socket(config_file), stores):
+        context.exit(1)
+
+
+async def _scrub(socket: Path, stores: Sequence[str]) -> bool:
+    request = admin.ScrubRequest(blob_stores=stores)
+    sound = True
+    async with open_answers(socket, "Scrub", request, admin.ScrubProgress) as steps:
+        async for step in steps:
+            where = f"[blob_stores.{step.blob_store}]"
+            if step.done and step.problem:
+                click.echo(f"{where} {step.problem}", err=True)
+                sound = sound and step.blob_store not in stores
+            elif step.done:
+                click.echo(f"{where} {step.checked} blobs checked")
+            elif step.problem:
+                click.echo(f"{where} {step.digest or 'something'}: {step.problem}")
+                sound = False
+    return sound
 
 
 async def _put(connection: Connection, files: Sequence[Path]) -> list[Digest]:

@@ -107,7 +107,7 @@ class Blobs:
 
         Raises DataLoss at the end if the whole was not the blob.
         """
-        request = bytestream_pb2.ReadRequest(resource_name=self._prefix() + _read_name(digest))
+        request = bytestream_pb2.ReadRequest(resource_name=self._prefix() + read_name(digest))
         async with self._calls.stream(
             f"{_BYTE_STREAM}/Read", bytestream_pb2.ReadResponse
         ) as stream:
@@ -171,7 +171,7 @@ class Blobs:
                 raise RpcError(status_code(one.status.code), message)
 
     async def _write(self, digest: Digest, read: Read) -> None:
-        name = f"{self._prefix()}uploads/{uuid.uuid4()}/{_read_name(digest)}"
+        name = f"{self._prefix()}uploads/{uuid.uuid4()}/{read_name(digest)}"
         async with self._calls.stream(
             f"{_BYTE_STREAM}/Write", bytestream_pb2.WriteResponse
         ) as stream:
@@ -237,7 +237,8 @@ def _fail_upload(digest: Digest, response: bytestream_pb2.WriteResponse | None) 
     )
 
 
-def _read_name(digest: Digest) -> str:
+def read_name(digest: Digest) -> str:
+    """The part of a resource name that names a blob."""
     return f"blobs/{digest.function.segment}{digest}"
 
 

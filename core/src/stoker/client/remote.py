@@ -64,7 +64,7 @@ async def open_remote(
         credentials = ClientTlsCredentials()
     with _naming_the_server(target):
         async with open_channel(address, credentials=credentials) as channel:
-            calls = Calls(channel, target, instance_name, metadata or _own_metadata())
+            calls = Calls(channel, target, instance_name, metadata or own_metadata())
             yield RemoteInstance(calls, await _capabilities(calls))
 
 
@@ -199,6 +199,7 @@ async def _capabilities(calls: Calls) -> reapi.ServerCapabilities:
     )
 
 
-def _own_metadata() -> reapi.RequestMetadata:
+def own_metadata() -> reapi.RequestMetadata:
+    """What stoker says of itself with each call."""
     tool = reapi.ToolDetails(tool_name="stoker", tool_version=__version__)
     return reapi.RequestMetadata(tool_details=tool)

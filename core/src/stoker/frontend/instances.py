@@ -50,6 +50,8 @@ class Instance:
     """What its digests may be made by; the first is what clients are told to prefer."""
     max_blob_bytes: int = 0
     """The largest blob that clients may upload, by any way; 0 for no bound (CAP-11)."""
+    check_actions: bool = False
+    """Whether a result that a client writes needs its Action and Command in the CAS."""
 
     def request_function(self, number: int, digests: Collection[reapi.Digest]) -> DigestFunction:
         """The digest function of a request: its field's, or else what the hashes tell (GEN-06).

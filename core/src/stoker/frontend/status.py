@@ -24,7 +24,7 @@ CODES: dict[type[errors.StokerError], StatusCode] = {
     errors.OffsetOutOfRange: StatusCode.OUT_OF_RANGE,
     errors.InputsMissing: StatusCode.FAILED_PRECONDITION,
     errors.FailedPrecondition: StatusCode.FAILED_PRECONDITION,
-    errors.NotAllowed: StatusCode.PERMISSION_DENIED,
+    errors.PermissionDenied: StatusCode.PERMISSION_DENIED,
     errors.DataLoss: StatusCode.DATA_LOSS,
     errors.UploadInProgress: StatusCode.ABORTED,
     errors.StorageFull: StatusCode.RESOURCE_EXHAUSTED,

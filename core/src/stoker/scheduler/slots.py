@@ -57,9 +57,12 @@ async def _attempt(lease: Lease, run: Run) -> Outcome:
 
 
 async def _file(lease: Lease, outcome: Outcome, file_result: FileResult) -> None:
-    """File a result that may be served again (RUN-33), before anybody hears of it."""
+    """File a result that may be served again (RUN-33), before anybody hears of it.
+
+    Whether one that tells of a failure may be is for the cache of its instance to say.
+    """
     result = outcome.result
-    if outcome.error or result is None or result.exit_code or not lease.action.cacheable:
+    if outcome.error or result is None or not lease.action.cacheable:
         return
     try:
         await file_result(lease.action, result)

@@ -31,22 +31,28 @@ class CompleteActionCache(ActionCache):
     for everything, which also prolongs the life of it all (ACG-03). The empty blob is always
     there (ACG-05). Calls may overlap freely.
 
-    A result is also absent while its exit code is not zero (ACG-12), and, with a line in the log,
-    where a digest in it is malformed, a tree does not parse, or the trees take more than
-    `max_tree_bytes` together (ACG-13, ACG-15).
+    A result whose exit code is not zero is neither filed nor served, unless `cache_failures`
+    (ACG-12). A result is also absent, with a line in the log, where a digest in it is malformed, a
+    tree does not parse, or the trees take more than `max_tree_bytes` together (ACG-13, ACG-15).
     """
 
     def __init__(
-        self, inner: ActionCache, blobs: BlobStore, *, max_tree_bytes: int = MAX_TREE_BYTES
+        self,
+        inner: ActionCache,
+        blobs: BlobStore,
+        *,
+        max_tree_bytes: int = MAX_TREE_BYTES,
+        cache_failures: bool = False,
     ) -> None:
         self._inner = inner
         self._blobs = blobs
         self._max_tree_bytes = max_tree_bytes
+        self._cache_failures = cache_failures
 
     async def get(self, key: ActionKey) -> ActionResult | None:
         """The result filed under `key` if it is whole, or None. Raises Unavailable."""
         result = await self._inner.get(key)
-        if result is None or result.exit_code != 0:
+        if result is None or self._is_unwanted(result):
             return None
         try:
             whole = await self._is_whole(key.action, result)
@@ -56,15 +62,22 @@ class CompleteActionCache(ActionCache):
         return result if whole else None
 
     async def update(self, key: ActionKey, result: ActionResult) -> None:
-        """File `result`, never as an empty message (ACU-08).
+        """File `result`, never as an empty message (ACU-08), unless it tells of a failure.
 
         Raises InvalidRequest for a malformed digest in it (ACU-11), StorageFull or Unavailable.
         """
         for message in _named_digests(result):
             key.action.function.parse(message)
+        if self._is_unwanted(result):
+            # No error: clients that upload whatever they have would take it for trouble.
+            await trio.lowlevel.checkpoint()
+            return
         if not result.ByteSize():
             result = ActionResult(execution_metadata=reapi.ExecutedActionMetadata(worker="unknown"))
         await self._inner.update(key, result)
+
+    def _is_unwanted(self, result: ActionResult) -> bool:
+        return result.exit_code != 0 and not self._cache_failures
 
     async def _is_whole(self, action: Digest, result: ActionResult) -> bool:
         needed = _Needed(action, self._max_tree_bytes)

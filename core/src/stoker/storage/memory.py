@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -153,6 +153,28 @@ class MemoryActionCache(spi.ActionCache):
         data = result.SerializeToString()
         self._room.take(len(data) - len(self._results.get(key, b"")))
         self._results[key] = data
+
+    @asynccontextmanager
+    async def open_entries(self) -> AsyncIterator[AsyncIterator[ActionKey]]:
+        yield _Entries([*self._results])
+
+    async def remove(self, keys: Collection[ActionKey]) -> None:
+        await trio.lowlevel.checkpoint()
+        for key in keys:
+            self._room.give_back(len(self._results.pop(key, b"")))
+
+
+class _Entries(AsyncIterator[ActionKey]):
+    """Keys as they were at the start. No async generator, so that callers may just stop."""
+
+    def __init__(self, keys: Iterable[ActionKey]) -> None:
+        self._keys = iter(keys)
+
+    async def __anext__(self) -> ActionKey:
+        await trio.lowlevel.checkpoint()
+        if (key := next(self._keys, None)) is None:
+            raise StopAsyncIteration
+        return key
 
 
 @asynccontextmanager

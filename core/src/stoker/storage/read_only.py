@@ -11,7 +11,7 @@ import trio
 from stoker import spi
 from stoker.digest import Digest
 from stoker.errors import FailedPrecondition, StokerError
-from stoker.spi import ActionKey, ActionResult, BlobReader, BlobWriter
+from stoker.spi import ActionKey, ActionResult, BlobReader, BlobUpload, BlobWriter
 
 
 class ReadOnlyBlobStoreSettings(spi.Settings, frozen=True):
@@ -62,6 +62,16 @@ class ReadOnlyBlobStore(spi.BlobStore):
         self, digests: Collection[Digest]
     ) -> AbstractAsyncContextManager[Mapping[Digest, Path]]:
         return self._inner.open_paths(digests)
+
+    def open_executable_paths(
+        self, digests: Collection[Digest]
+    ) -> AbstractAsyncContextManager[Mapping[Digest, Path]]:
+        return self._inner.open_executable_paths(digests)
+
+    def open_upload(self, digest: Digest, upload: str) -> AbstractAsyncContextManager[BlobUpload]:
+        """Raise FailedPrecondition at once."""
+        del upload
+        raise self._refusal(digest)
 
     def _refusal(self, digest: Digest) -> FailedPrecondition:
         return FailedPrecondition(

@@ -1,0 +1,233 @@
+"""Uploading what a near store holds to a far one, behind the back of those who wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from random import SystemRandom
+
+import structlog
+import trio
+
+from stoker.digest import DIGEST_FUNCTIONS, Digest
+from stoker.errors import InvalidRequest, StokerError, Unavailable, sole_cause
+from stoker.spi import BlobStore
+
+log = structlog.get_logger(__name__)
+
+PIECE_BYTES = 1024 * 1024
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+class WriteBack:
+    """Blobs that wait to be uploaded from `near` to `far`, at most `max_pending`.
+
+    A blob that waits is held open in `near`, which keeps it readable until it is uploaded. While
+    `far` is not available it is tried again, after pauses that grow. A blob that `far` refuses
+    for another reason is given up, with an error in the log: it stays in `near` alone. Tasks run
+    in `nursery`. Calls may overlap.
+    """
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        near: BlobStore,
+        far: BlobStore,
+        *,
+        max_pending: int,
+        max_uploads: int,
+        journal: Journal | None = None,
+    ) -> None:
+        self._nursery = nursery
+        self._near = near
+        self._far = far
+        self._max_pending = max_pending
+        self._uploads = trio.CapacityLimiter(max_uploads)
+        self._journal = journal
+        self._pending: set[Digest] = set()
+        self._trouble: StokerError | None = None
+        self._changed = trio.lowlevel.ParkingLot()
+
+    @property
+    def pending(self) -> int:
+        """How many blobs wait."""
+        return len(self._pending)
+
+    async def add(self, digest: Digest) -> None:
+        """Queue `digest`, which `near` holds. Returns once it is pinned and in the journal.
+
+        Waits for room while uploads go on. Raises Unavailable when there is none because `far`
+        fails, and when `near` has lost the blob already. Cancelled, it may have queued or not.
+        """
+        await self._wait_room(digest)
+        if digest in self._pending:
+            await trio.lowlevel.checkpoint()
+            return
+        if self._journal:
+            self._journal.add(digest)
+        if not await self._start(digest):
+            raise Unavailable(f"blob {digest} left the near store before it was uploaded")
+
+    async def resume(self) -> None:
+        """Queue what the journal of an earlier run still holds, as far as `near` has it."""
+        for digest in self._journal.pending() if self._journal else ():
+            if not await self._start(digest):
+                log.warning("blob was lost before it was uploaded", digest=str(digest))
+
+    async def wait_empty(self) -> None:
+        """Wait until everything is uploaded or given up."""
+        while self._pending:
+            await self._changed.park()
+
+    async def _wait_room(self, digest: Digest) -> None:
+        while digest not in self._pending and len(self._pending) >= self._max_pending:
+            if self._trouble is not None:
+                raise Unavailable(
+                    f"{len(self._pending)} blobs wait to be uploaded, as the far store fails: "
+                    f"{self._trouble}"
+                )
+            await self._changed.park()
+
+    async def _start(self, digest: Digest) -> bool:
+        # Before the first await, so that nobody else takes the same room.
+        self._pending.add(digest)
+        try:
+            started: bool = await self._nursery.start(self._hold, digest)
+        except trio.Cancelled:
+            self._remove(digest)
+            raise
+        return started
+
+    async def _hold(self, digest: Digest, task_status: trio.TaskStatus[bool]) -> None:
+        started = False
+        try:
+            async with self._near.open_read(digest):
+                started = True
+                task_status.started(value=True)
+                await self._upload(digest)
+            self._remove(digest)
+        except Exception as error:  # noqa: BLE001 - one blob must not end the store
+            self._give_up(digest, error)
+            if not started:
+                task_status.started(value=False)
+
+    async def _upload(self, digest: Digest) -> None:
+        pause_seconds = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                async with self._uploads:
+                    await self._upload_once(digest)
+            except Unavailable as error:
+                self._note(error)
+            else:
+                self._note(None)
+                return
+            # Jitter: what failed together should not come back together.
+            await trio.sleep(pause_seconds * SystemRandom().uniform(0.5, 1.0))
+            pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
+
+    async def _upload_once(self, digest: Digest) -> None:
+        if not await self._far.find_missing([digest]):
+            return
+        async with self._near.open_read(digest) as reader, self._far.open_write(digest) as writer:
+            while piece := await reader.read(PIECE_BYTES):
+                await writer.write(piece)
+
+    def _note(self, trouble: StokerError | None) -> None:
+        if trouble is not None and self._trouble is None:
+            log.warning("uploads fail and are tried again", reason=str(trouble))
+        self._trouble = trouble
+        # Those who wait for room hear of trouble too: they have to be told no.
+        self._changed.unpark_all()
+
+    def _give_up(self, digest: Digest, error: Exception) -> None:
+        cause = sole_cause(error)
+        if isinstance(cause, StokerError):
+            log.error("blob is not uploaded", digest=str(digest), reason=str(cause))
+        else:
+            log.error("blob is not uploaded, by a bug", digest=str(digest), exc_info=error)
+        self._remove(digest)
+
+    def _remove(self, digest: Digest) -> None:
+        self._pending.discard(digest)
+        if self._journal:
+            self._journal.remove(digest, last=not self._pending)
+        self._changed.unpark_all()
+
+
+class Journal:
+    """A file that remembers which blobs wait to be uploaded, over restarts and kill -9.
+
+    It is not synced to the disk: a loss of power may lose its last lines. For one process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the journal at `path`, made if need be. Raises OSError."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+b", buffering=0)
+        self._file.seek(0)
+        waiting = _waiting(self._file.read().decode(errors="replace").split("\n"))
+        self._earlier = waiting
+        self._compact(path)
+
+    def pending(self) -> list[Digest]:
+        """What waited when the journal was opened, in the order in which it came."""
+        return self._earlier
+
+    def add(self, digest: Digest) -> None:
+        """Note that `digest` waits. Raises Unavailable."""
+        try:
+            self._file.write(f"+{_line(digest)}".encode())
+        except OSError as error:
+            raise Unavailable(f"the journal of uploads: {error}") from error
+
+    def remove(self, digest: Digest, *, last: bool) -> None:
+        """Note that `digest` waits no more; `last` where nothing does."""
+        # A line too many costs no more than a question to the far store.
+        with suppress(OSError):
+            if last:
+                self._file.truncate(0)
+            else:
+                self._file.write(f"-{_line(digest)}".encode())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _compact(self, path: Path) -> None:
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(f"+{_line(digest)}" for digest in self._earlier))
+        # Renamed when whole: a crash before this leaves the longer journal.
+        part.replace(path)
+        self._file.close()
+        self._file = path.open("ab", buffering=0)
+
+
+def _line(digest: Digest) -> str:
+    return f"{digest.function.name} {digest}\n"
+
+
+def _waiting(lines: Iterable[str]) -> list[Digest]:
+    waiting: dict[Digest, None] = {}
+    for line in lines:
+        if (digest := _parse(line[1:])) is None:
+            continue
+        if line.startswith("+"):
+            waiting[digest] = None
+        else:
+            waiting.pop(digest, None)
+    return [*waiting]
+
+
+def _parse(text: str) -> Digest | None:
+    """The digest in a line; None for one that was cut short."""
+    name, _, digest = text.partition(" ")
+    hash_, _, size = digest.partition("/")
+    function = next((each for each in DIGEST_FUNCTIONS if each.name == name), None)
+    if function is None or not size.isdecimal():
+        return None
+    try:
+        return function.named(hash_, int(size))
+    except InvalidRequest:
+        return None

@@ -176,3 +176,54 @@ async def test_an_instance_that_is_not_there_is_named(run: Stoker) -> None:
 )
 async def test_wrong_options_are_wrong_usage(run: Stoker, option: tuple[str, ...]) -> None:
     assert (await run(*option, "--", "true")).returncode == 2
+
+
+async def test_an_output_that_was_not_produced_is_told(run: Stoker) -> None:
+    script = "echo > there; mkdir d; ln -s x l; exit 3"
+    names = ("there", "d", "l", "absent")
+    outputs = [word for name in names for word in ("--output", name)]
+    done = await run(*outputs, "--", "sh", "-c", script)
+    assert done.returncode == 3
+    assert done.stderr.count(b"Warning") == 1
+    assert b"Warning: output absent was not produced" in done.stderr
+
+
+async def test_an_output_whose_place_is_taken_by_a_folder_is_named(
+    run: Stoker, folder: Path
+) -> None:
+    (folder / "taken").mkdir()
+    for script in ("rm -r taken; echo > taken", "rm -r taken; ln -s x taken"):
+        done = await run("--output", "taken", "--", "sh", "-c", script)
+        assert done.returncode == 1
+        assert b"output taken cannot be written" in done.stderr
+        assert b".part" not in done.stderr
+        assert [path.name for path in folder.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("option", [(), ("--json",)])
+async def test_closed_streams_are_left_alone(
+    address: str, folder: Path, closed: str, option: tuple[str, ...]
+) -> None:
+    command = command_line(address, *option, "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+    done = await trio.run_process(
+        ["sh", "-c", f'"$@" {closed}', "sh", *command],
+        cwd=folder,
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+    )
+    assert (done.returncode, b"Traceback" in done.stderr) == (7, False), done.stderr
+    if not option and closed == "2>&-":
+        assert done.stdout == b"out\n"
+
+
+async def test_a_server_without_tls_is_told_apart(address: str, folder: Path) -> None:
+    done = await trio.run_process(
+        command_line(f"grpcs://{address}", "--", "true"),
+        cwd=folder,
+        capture_stderr=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert b"not available: it does not speak TLS" in done.stderr

@@ -217,7 +217,7 @@ async def test_a_link_of_the_same_result_is_not_followed(
         output_symlinks=[reapi.OutputSymlink(path="there", target=str(victim))],
         output_files=[reapi.OutputFile(path="there/file", digest=await put(remote, b"evil"))],
     )
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(FailedPrecondition, match="folder in its place"):
         await download_outputs(remote, result, folder, SHA256)
     assert list(victim.iterdir()) == []
 

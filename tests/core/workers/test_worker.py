@@ -275,3 +275,13 @@ async def test_a_worker_whose_start_was_abandoned_does_not_start(workshop: Works
                 await worker.start()
             with pytest.raises(WorkerFailed, match="was stopped by the server"):
                 await worker.start()
+
+
+async def test_a_worker_that_floods_its_stderr_is_ended(workshop: Workshop) -> None:
+    async with workshop.pool() as pool:
+        work = await workshop.work("flood-stderr", "65")
+        with pytest.raises(WorkerFailed, match="more than 67108864 bytes to its stderr") as caught:
+            await workshop.run(pool, work)
+        assert not caught.value.answered
+        assert len(caught.value.log_tail) <= 2000
+        assert (await workshop.report(pool))["count"] == 1

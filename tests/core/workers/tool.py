@@ -168,6 +168,10 @@ def serve(request: dict[str, Any]) -> None:
         os.close(0)
         write(encode())
         sleep_forever()
+    elif command == "flood-stderr":
+        for _ in range(int(rest[0])):
+            os.write(2, bytes(2**20))
+        sleep_forever()
     elif command == "hang":
         sleep_forever()
     elif command == "large":

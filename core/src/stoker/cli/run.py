@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import click
 import trio
@@ -197,9 +197,27 @@ def run(
     status = finished.response.status
     if status.code:
         raise RpcError(status_code(status.code), status.message)
+    for path in missing_outputs(job.outputs, finished.response.result):
+        click.echo(f"Warning: output {path} was not produced", err=True)
     if not as_json:
         click.echo(_summary(finished), err=True)
     context.exit(finished.response.result.exit_code)
+
+
+def missing_outputs(asked: Sequence[str], result: reapi.ActionResult) -> list[str]:
+    """Those of the outputs `asked` for that `result` does not have. That is no error in REAPI."""
+    produced = {
+        output.path
+        for outputs in (
+            result.output_files,
+            result.output_directories,
+            result.output_symlinks,
+            result.output_file_symlinks,
+            result.output_directory_symlinks,
+        )
+        for output in outputs
+    }
+    return [path for path in dict.fromkeys(asked) if path not in produced]
 
 
 class Say:
@@ -297,11 +315,16 @@ async def _outputs_of(
 ) -> tuple[bytes, bytes]:
     """Keep what the command printed for the JSON object, or else pass it on as it comes."""
     kept = (io.BytesIO(), io.BytesIO())
-    targets = kept if as_json else (sys.stdout.buffer, sys.stderr.buffer)
+    stdout, stderr = kept if as_json else (_bytes_of(sys.stdout), _bytes_of(sys.stderr))
     function = action.function
-    await _pass_on(remote, result.stdout_raw, result.stdout_digest, function, targets[0])
-    await _pass_on(remote, result.stderr_raw, result.stderr_digest, function, targets[1])
+    await _pass_on(remote, result.stdout_raw, result.stdout_digest, function, stdout)
+    await _pass_on(remote, result.stderr_raw, result.stderr_digest, function, stderr)
     return kept[0].getvalue(), kept[1].getvalue()
+
+
+def _bytes_of(stream: TextIO | None) -> BinaryIO | None:
+    """Python has None for a stream that was closed from the start, as by ``>&-`` in a shell."""
+    return None if stream is None else stream.buffer
 
 
 async def _pass_on(
@@ -309,8 +332,10 @@ async def _pass_on(
     raw: bytes,
     digest: reapi.Digest,
     function: DigestFunction,
-    target: BinaryIO,
+    target: BinaryIO | None,
 ) -> None:
+    if target is None:
+        return
     target.write(raw)
     if digest.size_bytes and not raw:
         async with remote.open_blob(function.parse(digest)) as chunks:

@@ -49,8 +49,9 @@ async def download_outputs(
     Files and links replace what bears their name; other files in an output directory stay. Links
     are made as they are, wherever they lead, but nothing is ever written through one. Raises
     InvalidRequest for an output that would lie outside of `folder`, FailedPrecondition for one
-    whose way there is barred by a file or a link, RpcError, DataLoss, and OSError. After an
-    exception, cancellation included, some outputs are there, each of them whole.
+    whose way there is barred by a file or a link, or its place taken by a folder; RpcError,
+    DataLoss, and OSError. After an exception, cancellation included, some outputs are there, each
+    of them whole.
     """
     outputs = await _collect(blobs, result, function, working_directory)
     for path in outputs.folders:
@@ -58,10 +59,12 @@ async def download_outputs(
     for path, file in outputs.files.items():
         _make_folder(folder, posixpath.dirname(path))
         digest = function.parse(file.digest)
+        _check_place(folder / path)
         await blobs.download_file(digest, folder / path, executable=file.is_executable)
     # Links last, so that no file can follow one that came with the same result.
     for path, target in outputs.links.items():
         _make_folder(folder, posixpath.dirname(path))
+        _check_place(folder / path)
         _make_link(folder / path, target)
     sizes = [file.digest.size_bytes for file in outputs.files.values()]
     return Downloaded(len(sizes), sum(sizes))
@@ -152,6 +155,11 @@ def _make_folder(folder: Path, path: str) -> None:
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise FailedPrecondition(f"output {path!r} cannot be written: {folder} is in its way")
         folder.mkdir(exist_ok=True)
+
+
+def _check_place(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        raise FailedPrecondition(f"output {path} cannot be written: there is a folder in its place")
 
 
 def _make_link(path: Path, target: str) -> None:

@@ -18,6 +18,9 @@ from stoker.errors import FailedPrecondition, InvalidRequest
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import ClientTlsCredentials, RpcError, StatusCode, open_channel
 
+# What gRPC adds to a failed TLS handshake in which no certificate was looked at.
+_SAYING_NOTHING = frozenset({"", "OK", "Invalid certificate verification context"})
+
 
 class Target(NamedTuple):
     """Where a server listens."""
@@ -75,12 +78,20 @@ def _naming_the_server(target: str) -> Iterator[None]:
     except RpcError as error:
         if error.code is not StatusCode.UNAVAILABLE:
             raise
-        reason = error.message
-        if reason.startswith("failed to connect"):
-            # What gRPC says nests the failures of its layers; the innermost one comes last.
-            reason = reason.rpartition(": ")[2]
-        message = f"the server at {target} is not available: {reason}"
+        message = f"the server at {target} is not available: {_reason_of(error.message)}"
         raise RpcError(error.code, message, error.details) from error
+
+
+def _reason_of(message: str) -> str:
+    """What gRPC says nests the failures of its layers; the innermost that says something."""
+    if "WRONG_VERSION_NUMBER" in message:
+        return "it does not speak TLS, which grpcs:// asks for"
+    if not message.startswith("failed to connect"):
+        return message
+    parts = message.split(": ")
+    while len(parts) > 1 and parts[-1] in _SAYING_NOTHING:
+        parts.pop()
+    return parts[-1]
 
 
 class RemoteInstance(Blobs):

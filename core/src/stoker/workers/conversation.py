@@ -74,7 +74,7 @@ class Conversation:
                     await self._read_stdout()
                     await self._watch_silence()
         finally:
-            self._end(STOPPED)
+            self.end(STOPPED)
 
     async def ask(self, request: WorkRequest) -> WorkResponse:
         """The response to `request`. Raises ConversationOver, at once if it already is.
@@ -94,7 +94,7 @@ class Conversation:
             complete = True
         finally:
             if not complete:
-                self._end(Fault("was abandoned in mid-request"))
+                self.end(Fault("was abandoned in mid-request"))
             self._exchange = None
         return exchange.result()
 
@@ -104,7 +104,7 @@ class Conversation:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             # Most often it is death, which is told better by whoever listens.
             await trio.sleep(_END_SECONDS)
-            self._end(Fault("closed its stdin while its process lives"))
+            self.end(Fault("closed its stdin while its process lives"))
 
     async def _read_stdout(self) -> None:
         try:
@@ -117,13 +117,13 @@ class Conversation:
         """Stdout has ended: unless the process does too, it would be waited for without end."""
         self._stdout_ended.set()
         await trio.sleep(_END_SECONDS)
-        self._end(Fault("closed its stdout while its process lives"))
+        self.end(Fault("closed its stdout while its process lives"))
 
     async def _watch_process(self) -> None:
         ended = await self._process.wait()
         with trio.move_on_after(_END_SECONDS):
             await self._stdout_ended.wait()
-        self._end(self._death(ended))
+        self.end(self._death(ended))
 
     def _death(self, ended: Exit) -> Fault:
         exchange = self._open_exchange()
@@ -149,7 +149,7 @@ class Conversation:
             else:
                 exchange.hear(data)
         except MalformedResponse as error:
-            self._end(Fault(f"broke its protocol: {error}", error.excerpt))
+            self.end(Fault(f"broke its protocol: {error}", error.excerpt))
 
     def _hear_unasked(self, data: bytes) -> None:
         """Only space may come unasked, such as a newline that follows the last answer."""
@@ -159,8 +159,8 @@ class Conversation:
         if responses:
             raise MalformedResponse("it answered what nobody had asked", data[:_EXCERPT_BYTES])
 
-    def _end(self, fault: Fault) -> None:
-        """The first fault is the one that counts."""
+    def end(self, fault: Fault) -> None:
+        """The process can be of no more use. The first fault is the one that counts."""
         if self.fault is None:
             self.fault = fault
         if self._exchange is not None:

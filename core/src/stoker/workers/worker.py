@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import structlog
@@ -21,6 +22,12 @@ RootT = TypeVar("RootT")
 
 _log = structlog.get_logger(__name__)
 
+MAX_LOG_BYTES = 64 * 2**20
+"""How much a worker may write to stderr in its life before it is ended. It is looked at once in
+`LOG_CHECK_SECONDS`, so that the file may grow somewhat larger."""
+
+LOG_CHECK_SECONDS = 1.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerMachinery:
@@ -29,6 +36,7 @@ class WorkerMachinery:
     strategy: ExecutionStrategy
     max_response_bytes: int
     shutdown_grace_seconds: float
+    max_log_bytes: int = MAX_LOG_BYTES
 
 
 class Worker(Generic[RootT]):
@@ -165,10 +173,21 @@ class Worker(Generic[RootT]):
         self._conversation, self._process_name = conversation, process.name
         self._settled.set()
         with self._service:
-            await conversation.listen()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_log, conversation)
+                await conversation.listen()
+                nursery.cancel_scope.cancel()
         on_leaving()
         if self._service.cancelled_caught:
             await self._part(process)
+
+    async def _watch_log(self, conversation: Conversation) -> None:
+        """Nobody reads the log before the worker fails, and it would fill the disk."""
+        while _size_bytes(self.log) <= self._machinery.max_log_bytes:  # noqa: ASYNC110 -- files
+            await trio.sleep(LOG_CHECK_SECONDS)  # tell nobody that they grow
+        conversation.end(
+            Fault(f"has written more than {self._machinery.max_log_bytes} bytes to its stderr")
+        )
 
     async def _part(self, process: Process) -> None:
         """End of stdin, SIGTERM, and SIGKILL from the strategy, each after some patience."""
@@ -188,3 +207,10 @@ class Worker(Generic[RootT]):
             _log.warning("worker not ended cleanly", worker=self.name, reason=str(error))
         else:
             _log.error("worker ended by a bug", worker=self.name, exc_info=error)
+
+
+def _size_bytes(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0  # the process has been there, and may do to it what it likes

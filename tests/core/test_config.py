@@ -12,6 +12,7 @@ import pytest
 import tomli_w
 
 from stoker.config import Configuration, check_document, effective_document, read_toml
+from stoker.digest import DIGEST_FUNCTION_NAMES
 from stoker.errors import ConfigurationError
 from stoker.plugins import Catalogue, Kind, load_catalogue
 from stoker.spi import BlobStore, Context, Provider, Settings
@@ -65,6 +66,11 @@ def test_a_full_document() -> None:
     assert order.index("[blob_stores.main]") < order.index("[blob_stores.mirror]")
     # What needs no settings needs no table.
     assert {"[strategies.local]", "[sandboxes.none]", "[worker_protocols.json]"} <= set(order)
+
+
+def test_every_digest_function_can_be_named() -> None:
+    defaults = check(MAIN).instances[""]
+    assert set(defaults.digest_functions) == set(DIGEST_FUNCTION_NAMES)
 
 
 def test_the_effective_document_means_the_same() -> None:
@@ -170,6 +176,12 @@ action_cache = "main"
         (MAIN + '[server]\ntls_key="k"', "tls_certificate and tls_key go together"),
         (MAIN + '[server]\ntls_client_ca="k"', "tls_client_ca needs tls_certificate"),
         # instances
+        (
+            MAIN + 'digest_functions = ["sha257"]',
+            "digest_functions[0]: invalid enum value 'sha257'",
+        ),
+        (MAIN + "digest_functions = []", "digest_functions: give at least one"),
+        (MAIN + "max_blob_bytes = -1", "max_blob_bytes: expected an integer >= 0"),
         (MAIN.replace('""', '"a/blobs"'), "has the reserved segment 'blobs'"),  # GEN-20
         (MAIN.replace('""', '"a//b"'), "has a slash too many"),
     ],

@@ -15,6 +15,7 @@ import trio
 
 from stoker.action import LoadedAction
 from stoker.config import SERVICE_TABLES, Configuration, ExecutorTable, InstanceTable, ServiceName
+from stoker.digest import DIGEST_FUNCTION_NAMES
 from stoker.errors import ConfigurationError, StokerError, sole_cause
 from stoker.execution.enclosed import Enclosed
 from stoker.execution.executor import Executor, open_executor
@@ -260,6 +261,8 @@ def _instance(
             for executor in table.executors
         },
         client_updates=table.client_updates,
+        digest_functions=tuple(DIGEST_FUNCTION_NAMES[name] for name in table.digest_functions),
+        max_blob_bytes=table.max_blob_bytes,
         check_actions=table.check_actions,
     )
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -36,6 +36,9 @@ PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 SERVICE_TABLES = tuple(NOUNS)
+
+_DigestFunctionName = Literal["sha256", "blake3", "sha384", "sha512", "sha1", "md5"]
+_DIGEST_FUNCTION_NAMES: tuple[_DigestFunctionName, ...] = get_args(_DigestFunctionName)
 
 
 class ServerTable(Settings, frozen=True):
@@ -90,6 +93,10 @@ class InstanceTable(Settings, frozen=True):
     """Where its actions run; empty for an instance that only caches."""
     client_updates: bool = True
     """Whether clients may write action results, or executors only."""
+    digest_functions: tuple[_DigestFunctionName, ...] = _DIGEST_FUNCTION_NAMES
+    """How its blobs may be named; the first is what clients are told to prefer."""
+    max_blob_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """The largest blob that clients may upload; 0 for no bound."""
     check_actions: bool = False
     """Whether a result that a client writes needs its Action and Command in the CAS (ACU-03)."""
     cache_failures: bool = False
@@ -371,6 +378,10 @@ class _Check:
                 check_instance_name(name)
             except InvalidRequest as error:
                 self._problems.append(f"[instances.{quoted(name)}]: {error}")
+            if not instance.digest_functions:
+                self._problems.append(
+                    f"[instances.{quoted(name)}] digest_functions: give at least one"
+                )
             for executor in instance.executors:
                 other, store = stores.setdefault(executor, (name, instance.blob_store))
                 if executor in executors and store != instance.blob_store:

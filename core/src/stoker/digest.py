@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from blake3 import blake3
@@ -111,6 +112,10 @@ MD5 = DigestFunction(
 
 DIGEST_FUNCTIONS: tuple[DigestFunction, ...] = (SHA256, BLAKE3, SHA384, SHA512, SHA1, MD5)
 """What this build of stoker can compute, in the order in which it is advertised."""
+
+
+DIGEST_FUNCTION_NAMES = MappingProxyType({f.name.lower(): f for f in DIGEST_FUNCTIONS})
+"""The same by the names that resource names and TOML use."""
 
 
 def digest_function(

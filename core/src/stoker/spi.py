@@ -69,6 +69,7 @@ __all__ = [
     "BlobReader",
     "BlobWriter",
     "BlobUpload",
+    "ScrubFinding",
     "ActionCache",
     "ActionKey",
     "ActionResult",
@@ -209,6 +210,14 @@ class BlobUpload(BlobWriter):
         """Forget what earlier calls have left: writing begins at 0."""
 
 
+class ScrubFinding(NamedTuple):
+    """What `BlobStore.scrub` found out about one blob."""
+
+    digest: Digest
+    damage: str | None = None
+    """What was wrong with it, for which it was dropped; None if it is sound."""
+
+
 class BlobStore(abc.ABC):
     """Blobs by content. Calls may overlap freely, also on one digest.
 
@@ -286,6 +295,15 @@ class BlobStore(abc.ABC):
     ) -> AbstractAsyncContextManager[Mapping[Digest, Path]]:
         """As `open_paths`, of files with execute permission."""
         return _no_paths(digests)
+
+    def scrub(self) -> AbstractAsyncContextManager[AsyncIterator[ScrubFinding]]:
+        """Hash every blob once more, and drop those that are damaged.
+
+        A finding for each blob as it is done with, in no order; blobs that come and go meanwhile
+        may be told or not. Nothing counts as used by it. Leaving the context ends it wherever it
+        is. Iterating raises Unavailable. Raises Unsupported by default.
+        """
+        raise Unsupported("this kind of blob store cannot be scrubbed")
 
     def open_paths(
         self, digests: Collection[Digest]

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from stoker import spi
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import SHA256, ActionCache, ActionKey, ActionResult, Unavailable
-from stoker_storage_disk import DiskSettings, stoker_action_caches
+from stoker_storage_disk import DiskActionCacheSettings, stoker_action_caches
 
 KEY = ActionKey("main", SHA256.digest(b"an action"))
 RESULT = ActionResult(
@@ -22,7 +22,7 @@ RESULT = ActionResult(
 
 def open_cache(path: Path) -> AbstractAsyncContextManager[ActionCache]:
     context = spi.Context("mine", Path("/nonexistent"), {})
-    return stoker_action_caches()["disk"].open(DiskSettings(path=str(path)), context)
+    return stoker_action_caches()["disk"].open(DiskActionCacheSettings(path=str(path)), context)
 
 
 @pytest.fixture
@@ -56,7 +56,8 @@ async def test_namespaces_stay_inside_of_the_folder(tmp_path: Path) -> None:
             assert await cache.get(ActionKey(name, KEY.action)) == RESULT
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert len(entries(folder)) == 5
-    assert sorted(path.name for path in folder.iterdir()) == ["incoming", "lock", "sha256"]
+    names = {path.name for path in folder.iterdir() if not path.name.startswith("index.sqlite")}
+    assert names == {"incoming", "lock", "partial", "sha256"}
 
 
 async def test_any_damage_counts_as_absent_and_is_removed(

@@ -25,8 +25,14 @@ from stoker.spi import (
     Unavailable,
 )
 from stoker.testing.blob_store_laws import assert_absent, blob, read, write
-from stoker_storage_disk import DiskSettings, stoker_action_caches, stoker_blob_stores
-from stoker_storage_disk.folder import open_folder
+from stoker_storage_disk import (
+    DiskActionCacheSettings,
+    DiskSettings,
+    stoker_action_caches,
+    stoker_blob_stores,
+)
+from stoker_storage_disk.bounded import Bounds
+from stoker_storage_disk.upkeep import Content, open_bounded_folder
 
 CONTEXT = spi.Context("mine", Path("/nonexistent"), {})
 
@@ -202,16 +208,18 @@ async def test_damaged_file_is_replaced_by_a_write(
 
 async def test_sound_file_that_took_a_damaged_ones_place_stays(tmp_path: Path) -> None:
     # As when a write ends between the look at the damaged file and its removal.
-    async with open_folder(tmp_path, fsync=False) as folder:
+    async with open_bounded_folder(
+        tmp_path, fsync=False, bounds=Bounds(), content=Content(size_is_in_name=True)
+    ) as upkeep:
+        files = upkeep.files
         file = tmp_path / "file"
         file.write_bytes(b"damaged")
         with file.open("rb") as damaged:  # open, so that its inode number is not given away
             found = file.stat()
-            part = folder.create_part()
-            part.append(b"sound")
-            folder.publish(part, str(file))
-            part.discard()
-            folder.remove_damaged(str(file), found, "too long")
+            with files.part() as part:
+                files.append(part, b"sound")
+                assert files.publish({"file": part}) == {}
+            files.remove_damaged("file", found, "too long")
             assert file.read_bytes() == b"sound"
             assert damaged.read() == b"damaged"
 
@@ -250,7 +258,7 @@ async def test_folder_has_one_owner(tmp_path: Path) -> None:
         assert str(tmp_path) in str(caught.value)
         cache = stoker_action_caches()["disk"]
         with pytest.raises(ConfigurationError, match="in use already"):
-            async with cache.open(DiskSettings(path=str(tmp_path)), CONTEXT):
+            async with cache.open(DiskActionCacheSettings(path=str(tmp_path)), CONTEXT):
                 pytest.fail("opened twice")
     async with open_store(tmp_path):
         pass

@@ -12,7 +12,12 @@ from types import ModuleType
 from stoker import spi
 from stoker.spi import SHA256, ActionCache, BlobStore
 from stoker.testing.blob_store_laws import read
-from stoker_storage_disk import DiskSettings, stoker_action_caches, stoker_blob_stores
+from stoker_storage_disk import (
+    DiskActionCacheSettings,
+    DiskSettings,
+    stoker_action_caches,
+    stoker_blob_stores,
+)
 
 PROGRAM = Path(__file__).with_name("endless_writer.py")
 ROUNDS = 15
@@ -76,7 +81,9 @@ async def test_killed_at_any_moment(tmp_path: Path) -> None:
         confirmed |= {line for line in answered if line.startswith("r")}
         left_parts += len(list((tmp_path / "blobs" / "incoming").glob("*")))
         blobs = stoker_blob_stores()["disk"].open(DiskSettings(path="blobs"), context)
-        results = stoker_action_caches()["disk"].open(DiskSettings(path="results"), context)
+        results = stoker_action_caches()["disk"].open(
+            DiskActionCacheSettings(path="results"), context
+        )
         async with blobs as store, results as cache:
             assert list((tmp_path / "blobs" / "incoming").iterdir()) == []
             assert list((tmp_path / "results" / "incoming").iterdir()) == []

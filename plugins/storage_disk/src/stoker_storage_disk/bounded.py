@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import structlog
 
@@ -73,7 +74,7 @@ class BoundedFolder:
         A file of another size is damaged: it is removed and counts as absent. Raises Unavailable.
         """
         # Before the look: what is found now must not be evicted because of an older use.
-        condemned = self.ledger.touch(sizes.keys())
+        condemned = self.ledger.touch(sizes.keys(), now_ms())
         present = {
             name
             for name, size_bytes in sizes.items()
@@ -88,7 +89,7 @@ class BoundedFolder:
 
         As for `find`, unless `size_bytes` is None. Pin it before. Raises Unavailable.
         """
-        self.ledger.touch([name])
+        self.ledger.touch([name], now_ms())
         descriptor = self.folder.open_file(name)
         if descriptor is None:
             self.ledger.suspect([name])
@@ -151,7 +152,7 @@ class BoundedFolder:
             for name, part in parts.items()
             if replace or not self._is_sound(name, part.size_bytes)
         }
-        self.ledger.touch(parts.keys() - new.keys())
+        self.ledger.touch(parts.keys() - new.keys(), now_ms())
         replaced = {name: self.folder.stat(name) for name in new} if replace else {}
         # First: a crash in between leaves an entry without a file, never a file that is not
         # counted against the bound.
@@ -312,7 +313,8 @@ class BoundedFolder:
             if self.ledger.used_bytes <= unless_below:
                 return True
             self._flush()
-            return self._evict_oldest(down_to)
+            # Others may have given room back meanwhile, so that there was no need.
+            return self._evict_oldest(down_to) or self.ledger.used_bytes <= unless_below
 
     def _evict_oldest(self, down_to: int) -> bool:
         gain = False
@@ -372,11 +374,12 @@ class BoundedFolder:
     def _flush(self) -> None:
         used, suspects = self.ledger.take_due()
         try:
-            for start in range(0, len(used), _TOUCH_BATCH):
-                self.index.touch(used[start : start + _TOUCH_BATCH], self._grain_ms)
+            rest = iter(used.items())
+            while some := dict(islice(rest, _TOUCH_BATCH)):
+                self.index.touch(some, self._grain_ms)
         except StokerError:
             # They are promised all the same.
-            self.ledger.touch(used)
+            self.ledger.touch(used, now_ms())
             raise
         if self.is_counted:
             for start in range(0, len(suspects), _TOUCH_BATCH):

@@ -68,8 +68,8 @@ SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?1)
 """
 _REMOVE = "DELETE FROM files WHERE name IN (SELECT value FROM json_each(?1))"
 _TOUCH = """
-UPDATE files SET used_ms = ?2
-WHERE name IN (SELECT value FROM json_each(?1)) AND used_ms < ?2 - ?3
+UPDATE files SET used_ms = used.value FROM json_each(?1) AS used
+WHERE name = used.key AND used_ms < used.value - ?2
 """
 _OLDEST = """
 SELECT name, size_bytes, used_ms, kind FROM files
@@ -183,9 +183,9 @@ class Index:
         """Forget files, known or not. Returns the change of the total."""
         return self._change(_REMOVE, json.dumps([*names]))
 
-    def touch(self, names: Collection[str], grain_ms: int) -> None:
-        """Note files as used now, but for those that were within the last `grain_ms`."""
-        self._write(_TOUCH, json.dumps([*names]), now_ms(), grain_ms)
+    def touch(self, used_ms: Mapping[str, int], grain_ms: int) -> None:
+        """Note when files were used, unless that is at most `grain_ms` later than is known."""
+        self._write(_TOUCH, json.dumps(used_ms), grain_ms)
 
     def oldest(self, after: tuple[int, str], until_ms: int, limit: int) -> list[IndexedFile]:
         """Files last used at or before `until_ms`, the longest unused first, behind `after`."""

@@ -27,7 +27,7 @@ class Ledger:
         self._in_flight_bytes = 0
         self._pins: dict[str, int] = {}
         self._claims: dict[str, bool] = {}
-        self._touched: set[str] = set()
+        self._touched: dict[str, int] = {}
         self._suspects: set[str] = set()
         self._changed = threading.Condition()
 
@@ -120,7 +120,7 @@ class Ledger:
                 return False
             if spare_touched and name in self._touched:
                 return False
-            self._touched.discard(name)
+            self._touched.pop(name, None)
             self._claims[name] = True
             return True
 
@@ -133,18 +133,18 @@ class Ledger:
 
     # --- use
 
-    def touch(self, names: Collection[str]) -> set[str]:
+    def touch(self, names: Collection[str], used_ms: int) -> set[str]:
         """Note files as used, before looking whether they are there. Returns those condemned."""
         with self._changed:
             condemned = {name for name in names if self._claims.get(name)}
-            self._touched.update(names)
-            self._touched -= condemned
+            self._touched.update((name, used_ms) for name in names if name not in condemned)
             return condemned
 
     def suspect(self, names: Collection[str]) -> None:
         """These were not there: not used, and if the index knows them it is wrong."""
         with self._changed:
-            self._touched.difference_update(names)
+            for name in names:
+                self._touched.pop(name, None)
             # More are of no use: an entry that stays wrong is corrected when it is evicted.
             if len(self._suspects) + len(names) <= MANY:
                 self._suspects.update(names)
@@ -159,10 +159,10 @@ class Ledger:
         """Whether there is so much that it should not wait."""
         return len(self._touched) >= MANY
 
-    def take_due(self) -> tuple[list[str], list[str]]:
-        """Files used, and files to be suspected, since the last call."""
+    def take_due(self) -> tuple[dict[str, int], list[str]]:
+        """Files used, with the last time, and files to be suspected, since the last call."""
         with self._changed:
-            due = [*self._touched], [*self._suspects]
+            due = self._touched.copy(), [*self._suspects]
             self._touched.clear()
             self._suspects.clear()
             return due

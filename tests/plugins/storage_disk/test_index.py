@@ -173,6 +173,7 @@ async def test_damage_under_an_open_store(tmp_path: Path, damage: Callable[[Path
             assert sum(files(tmp_path).values()) <= 2 * MIB
         assert (await store.read_many(blobs)).items() <= blobs.items()
     async with open_store(tmp_path, max_bytes=2 * MIB) as store:
+        digest, data = blob("new 39", 100 * KIB)
         assert await read(store, digest) == data
         await wait_until_filled(tmp_path)
     assert rows(tmp_path) == files(tmp_path)

@@ -99,6 +99,7 @@ class Partials:
                 self._kept[name] = _Kept(part.size_bytes, time())
             self._files.ledger.give_back(spare)
             part.close()
+        self.sweep()
 
     def sweep(self) -> None:
         """Forget kept uploads that are too old, or too much. Raises Unavailable."""

@@ -99,18 +99,20 @@ class Partials:
                 self._kept[name] = _Kept(part.size_bytes, time())
             self._files.ledger.give_back(spare)
             part.close()
-        self.sweep()
+        superfluous = self._superfluous()
+        if name in superfluous:
+            self._drop(name)
+        self._forget(superfluous)
 
     def sweep(self) -> None:
         """Forget kept uploads that are too old, or too much. Raises Unavailable."""
-        for name in self._superfluous():
-            self._forget(name)
+        self._forget(self._superfluous())
 
     def reclaim(self) -> bool:
         """Forget the upload that was left first. Returns whether there was one."""
         with self._lock:
             name = next((name for name in self._kept if name not in self._open), None)
-        return name is not None and self._forget(name)
+        return name is not None and self._forget([name])
 
     def _superfluous(self) -> list[str]:
         with self._lock:
@@ -125,19 +127,27 @@ class Partials:
                     excess -= disk_bytes(kept.size_bytes)
             return names
 
-    def _forget(self, name: str) -> bool:
-        with self._lock:
-            if name in self._open or (kept := self._kept.pop(name, None)) is None:
-                return False
-            # Open to nobody else until its file is gone.
-            self._open[name] = None
-        try:
-            self._files.folder.unlink(f"{PARTIAL}/{name}")
-            self._files.ledger.give_back(disk_bytes(kept.size_bytes))
-        finally:
+    def _forget(self, names: list[str]) -> bool:
+        gain = False
+        for name in names:
             with self._lock:
-                del self._open[name]
-        return True
+                if name in self._open or name not in self._kept:
+                    continue
+                # Open to nobody else until its file is gone.
+                self._open[name] = None
+            try:
+                self._drop(name)
+                gain = True
+            finally:
+                with self._lock:
+                    del self._open[name]
+        return gain
+
+    def _drop(self, name: str) -> None:
+        self._files.folder.unlink(f"{PARTIAL}/{name}")
+        with self._lock:
+            kept = self._kept.pop(name)
+        self._files.ledger.give_back(disk_bytes(kept.size_bytes))
 
 
 def _name(digest: Digest, upload: str) -> str:

@@ -7,11 +7,12 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from structlog.testing import capture_logs
 
 from stoker import spi
@@ -31,7 +32,7 @@ from stoker_storage_disk import (
     stoker_action_caches,
     stoker_blob_stores,
 )
-from stoker_storage_disk.bounded import Bounds
+from stoker_storage_disk.room import Bounds
 from stoker_storage_disk.upkeep import Content, open_bounded_folder
 
 CONTEXT = spi.Context("mine", Path("/nonexistent"), {})
@@ -335,3 +336,26 @@ async def test_unreadable_is_not_missing(store: BlobStore, tmp_path: Path) -> No
         await read(store, digest)
     with pytest.raises(Unavailable, match=digest.hash):
         await store.read_many([digest])
+
+
+async def test_disk_that_hangs_holds_up_nobody_else(store: BlobStore, tmp_path: Path) -> None:
+    # GEN-29: opening a pipe that nobody writes to waits as a dead network file system does.
+    sound, data = blob("sound", 100_000)
+    hanging, _ = blob("hanging", 100_000)
+    await write(store, sound, data)
+    file_of(tmp_path, hanging).parent.mkdir(exist_ok=True)
+    os.mkfifo(file_of(tmp_path, hanging))
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(store.read_many, [hanging])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        # This task goes on, and so do those who read or write other blobs.
+        assert await read(store, sound) == data
+        await write(store, *blob("another", 300_000))
+        assert not nursery.cancel_scope.cancelled_caught
+        assert len(nursery.child_tasks) == 10
+        while nursery.child_tasks:
+            # Each open comes to its end when there is a writer; the pipe is no blob, and removed.
+            with suppress(OSError):
+                os.close(os.open(file_of(tmp_path, hanging), os.O_WRONLY | os.O_NONBLOCK))
+            await trio.sleep(0.01)

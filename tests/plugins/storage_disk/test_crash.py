@@ -83,7 +83,7 @@ async def test_killed_at_any_moment(tmp_path: Path) -> None:
     left_parts = 0
     for number in range(ROUNDS):
         run = f"run {number}"
-        answered = run_until_killed(WRITER, str(tmp_path), run, lines=random.randrange(120))
+        answered = run_until_killed(WRITER, str(tmp_path), run, lines=random.randrange(80))
         confirmed |= {line for line in answered if line.startswith("r")}
         left_parts += len(list((tmp_path / "blobs" / "incoming").glob("*")))
         blobs = stoker_blob_stores()["disk"].open(DiskSettings(path="blobs"), context)
@@ -152,7 +152,7 @@ async def test_killed_at_any_moment_within_a_bound(tmp_path: Path, rounds: int) 
     provider = stoker_blob_stores()["disk"]
     seen = {"blobs": 0, "incoming": 0, "partial": 0}
     for _ in range(rounds):
-        run_until_killed(USER, str(tmp_path), lines=random.randrange(150))
+        run_until_killed(USER, str(tmp_path), lines=random.randrange(80))
         for name in ("incoming", "partial"):
             seen[name] += len(list((tmp_path / "blobs" / name).glob("*")))
         if (tmp_path / "results" / "sha256").exists():

@@ -14,8 +14,8 @@ import msgspec
 from stoker import spi
 from stoker_storage_disk.action_cache import DiskActionCache
 from stoker_storage_disk.blob_store import DiskBlobStore
-from stoker_storage_disk.bounded import Bounds
 from stoker_storage_disk.partials import Partials
+from stoker_storage_disk.room import Bounds
 from stoker_storage_disk.upkeep import Content, open_bounded_folder
 
 __all__ = [

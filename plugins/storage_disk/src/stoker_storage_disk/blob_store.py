@@ -23,10 +23,10 @@ from stoker.spi import (
     StokerError,
     StorageFull,
 )
-from stoker_storage_disk.bounded import COPY_SUFFIX, NotCountedYet
 from stoker_storage_disk.folder import Part
 from stoker_storage_disk.partials import Partials
 from stoker_storage_disk.reading import DiskReader
+from stoker_storage_disk.room import COPY_SUFFIX, NotCountedYet
 from stoker_storage_disk.scrubbing import open_findings
 from stoker_storage_disk.upkeep import Upkeep
 from stoker_storage_disk.writing import DiskUpload, DiskWriter
@@ -138,7 +138,6 @@ class DiskBlobStore(BlobStore):
 
     @asynccontextmanager
     async def open_upload(self, digest: Digest, upload: str) -> AsyncIterator[BlobUpload]:
-        """As promised by `BlobStore`; of what was written in vain, the last 256 KiB may be lost."""
         self._files.check_size(digest.size_bytes)
         with self._partials.opened(digest, upload) as name:
             part = await self._threads.write(self._partials.part, name)
@@ -147,13 +146,13 @@ class DiskBlobStore(BlobStore):
             try:
                 yield kept
                 await self._publish(digest, kept)
-                leave = partial(kept.discard)
             except InvalidRequest:
                 leave = partial(kept.discard)
                 raise
             finally:
-                with trio.CancelScope(shield=True):
-                    await self._threads.write(leave)
+                if kept.part is not None:
+                    with trio.CancelScope(shield=True):
+                        await self._threads.write(leave)
 
     async def uploaded_bytes(self, digest: Digest, upload: str) -> int:
         await trio.lowlevel.checkpoint()
@@ -205,6 +204,8 @@ class DiskBlobStore(BlobStore):
             failures = self._files.publish({name: writer.append()})
             if failures:
                 raise failures[name]
+            # Here, as long as this thread is at it.
+            writer.discard()
 
         await self._upkeep.write(work)
 

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from stoker.spi import ConfigurationError, StokerError
-from stoker_storage_disk.bounded import COPY_SUFFIX, BoundedFolder, Bounds, NotCountedYet
+from stoker_storage_disk.bounded import BoundedFolder
 from stoker_storage_disk.folder import (
     INCOMING,
     PARTIAL,
@@ -24,6 +24,7 @@ from stoker_storage_disk.folder import (
     storage_errors,
 )
 from stoker_storage_disk.index import Index, IndexedFile
+from stoker_storage_disk.room import COPY_SUFFIX, Bounds, NotCountedYet
 from stoker_storage_disk.threads import Threads
 
 _log = structlog.get_logger(__name__)
@@ -140,9 +141,9 @@ class Upkeep:
     def _work(self) -> None:
         for chore in self.chores:
             chore()
+        self.files.evict()
         if self.files.ledger.is_due:
             self.files.flush()
-        self.files.evict()
         self.files.index.checkpoint()
 
     def _want(self) -> None:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,6 +30,7 @@ from stoker.spi import (
     StorageFull,
 )
 from stoker_storage_disk.folder import Part
+from stoker_storage_disk.ledger import Pins
 from stoker_storage_disk.partials import Partials
 from stoker_storage_disk.reading import DiskReader
 from stoker_storage_disk.room import COPY_SUFFIX, NotCountedYet
@@ -63,7 +70,8 @@ class DiskBlobStore(BlobStore):
     async def open_read(
         self, digest: Digest, offset: int = 0, limit: int | None = None
     ) -> AsyncIterator[BlobReader]:
-        with self._pinned([digest]):
+        with self._pins() as pins:
+            pins.add(blob_name(digest))
             reader = await self._threads.read(self._open, digest, offset, limit)
             if reader is None:
                 raise BlobNotFound(digest)
@@ -79,20 +87,13 @@ class DiskBlobStore(BlobStore):
             found = ((digest, self._read(digest)) for digest in digests)
             return {digest: data for digest, data in found if data is not None}
 
-        with self._pinned(digests):
-            return await self._threads.read(work)
+        return await self._threads.read(work)
 
     @asynccontextmanager
     async def open_paths(self, digests: Collection[Digest]) -> AsyncIterator[Mapping[Digest, Path]]:
         """The blobs' own files, of mode 0444. Hard links to them are welcome."""
-
-        def work() -> dict[Digest, Path]:
-            present = self._find(pinned)
-            found = (digest for digest in pinned if blob_name(digest) in present)
-            return {digest: self._path(digest) for digest in found}
-
-        with self._pinned(digests) as pinned:
-            yield await self._threads.read(work)
+        with self._pins() as pins:
+            yield await self._threads.read(self._paths, digests, pins)
 
     @asynccontextmanager
     async def open_executable_paths(
@@ -102,13 +103,8 @@ class DiskBlobStore(BlobStore):
 
         A blob is left out too when there is no room for its copy. Raises Unavailable.
         """
-
-        def work() -> dict[Digest, Path]:
-            with_copy = (digest for digest in pinned if self._has_copy(digest))
-            return {digest: self._path(digest, COPY_SUFFIX) for digest in with_copy}
-
-        with self._pinned(digests) as pinned:
-            yield await self._upkeep.write(work)
+        with self._pins() as pins:
+            yield await self._upkeep.write(partial(self._executable_paths, digests, pins))
 
     def scrub(self) -> AbstractAsyncContextManager[AsyncIterator[ScrubFinding]]:
         return open_findings(self._upkeep)
@@ -179,15 +175,32 @@ class DiskBlobStore(BlobStore):
         )
 
     def _read(self, digest: Digest) -> bytes | None:
-        reader = self._open(digest)
-        if reader is None:
-            return None
-        try:
-            return reader.read_rest()
-        except DataLoss:
-            return None
-        finally:
-            reader.close()
+        with self._pins() as pins:
+            pins.add(blob_name(digest))
+            reader = self._open(digest)
+            if reader is None:
+                return None
+            try:
+                return reader.read_rest()
+            except DataLoss:
+                return None
+            finally:
+                reader.close()
+
+    def _paths(self, digests: Collection[Digest], pins: Pins) -> dict[Digest, Path]:
+        sizes = {blob_name(digest): digest.size_bytes for digest in digests}
+        present = self._files.find({name: sizes[name] for name in pins.add(*sizes)})
+        names = ((digest, blob_name(digest)) for digest in digests)
+        return {digest: self._path(name) for digest, name in names if name in present}
+
+    def _executable_paths(self, digests: Collection[Digest], pins: Pins) -> dict[Digest, Path]:
+        pinned = pins.add(*map(blob_name, digests))
+        names = ((digest, blob_name(digest)) for digest in digests)
+        return {
+            digest: self._path(name + COPY_SUFFIX)
+            for digest, name in names
+            if name in pinned and self._has_copy(digest)
+        }
 
     def _has_copy(self, digest: Digest) -> bool:
         try:
@@ -254,17 +267,11 @@ class DiskBlobStore(BlobStore):
 
     # --- names
 
-    @contextmanager
-    def _pinned(self, digests: Collection[Digest]) -> Iterator[list[Digest]]:
-        """Keep blobs from being evicted. Gives those that are not being so already."""
-        pinned = self._files.ledger.pin(blob_name(digest) for digest in digests)
-        try:
-            yield [digest for digest in digests if blob_name(digest) in pinned]
-        finally:
-            self._files.ledger.unpin(pinned)
+    def _pins(self) -> AbstractContextManager[Pins]:
+        return self._files.ledger.pins()
 
-    def _path(self, digest: Digest, suffix: str = "") -> Path:
-        return Path(self._files.folder.absolute(blob_name(digest) + suffix))
+    def _path(self, name: str) -> Path:
+        return Path(self._files.folder.absolute(name))
 
 
 def blob_name(digest: Digest) -> str:

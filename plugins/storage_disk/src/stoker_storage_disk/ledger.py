@@ -10,6 +10,19 @@ from contextlib import contextmanager
 MANY = 10_000
 
 
+class Pins:
+    """What keeps some files from being evicted."""
+
+    def __init__(self, pin: Callable[[Iterable[str]], set[str]]) -> None:
+        self._pin = pin
+        self.names: set[str] = set()
+
+    def add(self, *names: str) -> set[str]:
+        """Pin these files too. Returns those pinned by now: the ones not condemned."""
+        self.names |= self._pin(set(names) - self.names)
+        return self.names.intersection(names)
+
+
 class Ledger:
     """Pins, claims, touches and bytes. Every method is quick, blocks on no disk, and is safe in
     threads, but for `claimed`, which waits for other claims on the same names.
@@ -73,16 +86,23 @@ class Ledger:
 
     # --- pins and claims
 
-    def pin(self, names: Iterable[str]) -> set[str]:
-        """Keep files from being evicted. Returns those pinned: the ones not condemned."""
+    @contextmanager
+    def pins(self) -> Iterator[Pins]:
+        """A set of pins, empty at first, all of which are undone in the end."""
+        pins = Pins(self._pin)
+        try:
+            yield pins
+        finally:
+            self._unpin(pins.names)
+
+    def _pin(self, names: Iterable[str]) -> set[str]:
         with self._changed:
             pinned = {name for name in names if not self._claims.get(name)}
             for name in pinned:
                 self._pins[name] = self._pins.get(name, 0) + 1
             return pinned
 
-    def unpin(self, names: Iterable[str]) -> None:
-        """Undo one `pin` of each."""
+    def _unpin(self, names: Iterable[str]) -> None:
         with self._changed:
             for name in names:
                 self._pins[name] -= 1

@@ -21,6 +21,8 @@ COPY_SUFFIX = ".executable"
 # How many files one step of eviction or of bookkeeping takes: milliseconds, during which others
 # wait for the index.
 _BATCH = 256
+# How much the background evicts between two looks at whether it should stop.
+_BATCH_BYTES = 256 * 1024 * 1024
 # Uses that lie this close together need not be told apart on the disk.
 _MAX_GRAIN_MS = 60_000
 
@@ -61,6 +63,7 @@ class Room:
         """Frees something that is no file of the index. Returns whether there was anything."""
         self._min_life_ms = int(bounds.min_life_seconds * 1000)
         self._grain_ms = min(_MAX_GRAIN_MS, self._min_life_ms // 10)
+        self._is_evicting = False
         # Eviction must not decide on uses that are on their way into the index.
         self._maintenance = threading.Lock()
 
@@ -136,34 +139,48 @@ class Room:
         spare = min(limit // 100, 64 * 1024 * 1024)
         return self._evict(limit - size_bytes, max(limit - size_bytes - spare, 0))
 
-    def evict(self) -> None:
-        """Evict down to the low water mark if the high one is passed. Raises Unavailable."""
+    def evict(self) -> bool:
+        """Evict some files if the high water mark was passed, and the low one not yet reached.
+
+        Returns whether there is more to be done. One thread calls it. Raises Unavailable.
+        """
         high, low = (self.bounds.share(b) for b in (self.bounds.high_water, self.bounds.low_water))
-        if high is not None and low is not None:
-            self._evict(high, low)
+        if high is None or low is None:
+            return False
+        self._is_evicting |= self.ledger.used_bytes > high
+        if self._is_evicting:
+            excess = self.ledger.used_bytes - low
+            target = self.ledger.used_bytes - min(excess, _BATCH_BYTES)
+            gain = self._evict(target, target)
+            self._is_evicting = gain and excess > _BATCH_BYTES
+        return self._is_evicting
 
     def _evict(self, unless_below: int, down_to: int) -> bool:
         """Whether there is any gain. Does nothing if `unless_below` or fewer bytes are in use."""
-        with self._maintenance:
-            if self.ledger.used_bytes <= unless_below:
-                return True
-            # A full disk, on which nothing can be noted, is no reason not to evict.
-            with suppress(StorageFull):
-                self._flush()
-            # Others may have given room back meanwhile, so that there was no need.
-            return self._evict_oldest(down_to) or self.ledger.used_bytes <= unless_below
-
-    def _evict_oldest(self, down_to: int) -> bool:
+        if self.ledger.used_bytes <= unless_below:
+            return True
         gain = False
-        place = (-1, "")
+        place: tuple[int, str] | None = (-1, "")
+        while place is not None and self.ledger.used_bytes > down_to:
+            # Given back after each batch: others may have something to note.
+            with self._maintenance:
+                place, freed = self._evict_batch(place, down_to)
+            gain |= freed
+        # Others may have given room back meanwhile, so that there was no need.
+        return gain or self.ledger.used_bytes <= unless_below
+
+    def _evict_batch(
+        self, place: tuple[int, str], down_to: int
+    ) -> tuple[tuple[int, str] | None, bool]:
+        # A full disk, on which nothing can be noted, is no reason not to evict.
+        with suppress(StorageFull):
+            self._flush()
         until_ms = now_ms() - self._min_life_ms - self._grain_ms
-        while (excess := self.ledger.used_bytes - down_to) > 0:
-            oldest = self.index.oldest(place, until_ms, _BATCH)
-            if not oldest:
-                break
-            place = (oldest[-1].used_ms, oldest[-1].name)
-            gain |= self._evict_some(oldest, excess)
-        return gain
+        oldest = self.index.oldest(place, until_ms, _BATCH)
+        if not oldest:
+            return None, False
+        freed = self._evict_some(oldest, self.ledger.used_bytes - down_to)
+        return (oldest[-1].used_ms, oldest[-1].name), freed
 
     def _evict_some(self, oldest: list[IndexedFile], excess: int) -> bool:
         condemned: list[IndexedFile] = []
@@ -202,9 +219,12 @@ class Room:
     # --- bookkeeping
 
     def flush_if_overdue(self) -> None:
-        """Note in the index what was used, if it is much."""
-        if self.ledger.is_overdue:
-            self.flush()
+        """Note in the index what was used, if it is much, and nobody is about it."""
+        if self.ledger.is_overdue and self._maintenance.acquire(blocking=False):
+            try:
+                self._flush()
+            finally:
+                self._maintenance.release()
 
     def flush(self) -> None:
         """Note in the index what was used, and correct what it has wrong. Raises Unavailable."""

@@ -136,12 +136,14 @@ class Upkeep:
         self._wanted, self._is_wanted = trio.Event(), False
         if not self.files.is_counted:
             await self._fill_index()
+        # In steps, so that the server need not wait for all of them when it is to stop.
+        while await self.threads.write(self.files.evict):
+            pass
         await self.threads.write(self._work)
 
     def _work(self) -> None:
         for chore in self.chores:
             chore()
-        self.files.evict()
         if self.files.ledger.is_due:
             self.files.flush()
         self.files.index.checkpoint()

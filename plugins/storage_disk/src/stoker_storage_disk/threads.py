@@ -12,8 +12,8 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 # Reading has threads that no writer can occupy: a full or slow disk is seen by writers first.
-_READERS = 32
-_WRITERS = 16
+_READERS = 16
+_WRITERS = 8
 
 Answer = TypeVar("Answer")
 Arguments = TypeVarTuple("Arguments")

@@ -131,7 +131,8 @@ async def test_a_thousand_streams_on_a_constant_number_of_threads(tmp_path: Path
                 for _ in range(many):
                     await opened[1].receive()
                 threads.append(status_of(server, "Threads"))
-            assert threads[1] == threads[0]
+            # The disk has a bounded number of threads, of which more may have been started.
+            assert threads[1] <= threads[0] + 24
             let_on.touch()
         assert ended == [1000]
         assert threading.active_count() < 50

@@ -314,6 +314,16 @@ class BlobStore(abc.ABC):
         """As `open_paths`, of files with execute permission."""
         return _no_paths(digests)
 
+    def scrub(self) -> AbstractAsyncContextManager[AsyncIterator[ScrubFinding]]:
+        """Hash every blob once more, and drop those that are damaged.
+
+        A finding for each blob as it is done with, in no order; blobs that come and go meanwhile
+        may be told or not. Nothing counts as used by it. Work goes on as far as findings are
+        asked for, and leaving the context ends it. Iterating raises Unavailable. Raises
+        Unsupported by default: a store that stands on others leaves it to them.
+        """
+        raise Unsupported("this kind of blob store cannot be scrubbed")
+
     def open_paths(
         self, digests: Collection[Digest]
     ) -> AbstractAsyncContextManager[Mapping[Digest, Path]]:
@@ -322,14 +332,6 @@ class BlobStore(abc.ABC):
         Blobs that are absent, or have no file here, are left out. The files must only be read.
         """
         return _no_paths(digests)
-
-    def scrub(self) -> AbstractAsyncContextManager[AsyncIterator[ScrubFinding]]:
-        """Hash every blob once more and drop what is damaged, for those who look after the store.
-
-        Work goes on as far as the findings are asked for; leaving the context ends it. Raises
-        Unsupported by default: a store that stands on others leaves it to them.
-        """
-        raise Unsupported("this kind of blob store cannot be scrubbed")
 
 
 async def _read_whole(reader: BlobReader, size_bytes: int) -> bytes:

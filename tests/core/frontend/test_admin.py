@@ -217,7 +217,7 @@ async def test_scrub_tells_findings_and_progress(tmp_path: Path) -> None:  # STO
     bad = ScrubFinding(action("bad"), "it hashes to something else, and was dropped", 7)
     nameless = ScrubFinding(None, "a file that is no blob", 8)
     stores = {
-        "sound": Scrubbed(ScrubFinding(None, "", 5)),
+        "sound": Scrubbed(ScrubFinding(None, "", 2000)),
         "damaged": Scrubbed(bad, nameless),
         "plain": MemoryBlobStore(),
     }
@@ -226,8 +226,8 @@ async def test_scrub_tells_findings_and_progress(tmp_path: Path) -> None:  # STO
         sound, sound_end, one, two, damaged_end, plain = await answers(
             address, "Scrub", admin.ScrubRequest(), progress
         )
-        assert sound == progress(blob_store="sound", checked=5)
-        assert sound_end == progress(blob_store="sound", checked=5, done=True)
+        assert sound == progress(blob_store="sound", checked=2000)
+        assert sound_end == progress(blob_store="sound", checked=2000, done=True)
         assert one == progress(
             blob_store="damaged", digest=str(bad.digest), problem=bad.problem, checked=7
         )

@@ -17,7 +17,12 @@ from stoker import spi
 from stoker.spi import SHA256, ActionKey, ActionResult, Digest
 from stoker.storage.verifying import VerifyingBlobStore
 from stoker.testing.blob_store_laws import blob, write
-from stoker_storage_disk import DiskSettings, stoker_action_caches, stoker_blob_stores
+from stoker_storage_disk import (
+    DiskActionCacheSettings,
+    DiskSettings,
+    stoker_action_caches,
+    stoker_blob_stores,
+)
 
 BLOBS = 300
 RESULTS = 10
@@ -59,7 +64,7 @@ async def write_results(cache: spi.ActionCache) -> None:
 async def main(folder: Path, run: str) -> None:
     context = spi.Context("mine", folder, {})
     blobs = stoker_blob_stores()["disk"].open(DiskSettings(path="blobs"), context)
-    results = stoker_action_caches()["disk"].open(DiskSettings(path="results"), context)
+    results = stoker_action_caches()["disk"].open(DiskActionCacheSettings(path="results"), context)
     async with blobs as store, results as cache, trio.open_nursery() as nursery:
         nursery.start_soon(write_results, cache)
         for _ in range(6):

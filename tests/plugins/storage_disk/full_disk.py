@@ -11,14 +11,19 @@ import trio
 from stoker import spi
 from stoker.spi import SHA256, ActionKey, ActionResult, StorageFull
 from stoker.testing.blob_store_laws import assert_absent, blob, read, write
-from stoker_storage_disk import DiskSettings, stoker_action_caches, stoker_blob_stores
+from stoker_storage_disk import (
+    DiskActionCacheSettings,
+    DiskSettings,
+    stoker_action_caches,
+    stoker_blob_stores,
+)
 
 CONTEXT = spi.Context("mine", Path(sys.argv[1]), {})
 
 
 async def main() -> None:
     blobs = stoker_blob_stores()["disk"].open(DiskSettings(path="blobs"), CONTEXT)
-    results = stoker_action_caches()["disk"].open(DiskSettings(path="results"), CONTEXT)
+    results = stoker_action_caches()["disk"].open(DiskActionCacheSettings(path="results"), CONTEXT)
     async with blobs as store, results as cache:
         first, data = blob("fits", 700_000)
         large, too_much = blob("does not fit", 800_000)

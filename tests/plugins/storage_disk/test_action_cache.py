@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -12,7 +13,7 @@ from structlog.testing import capture_logs
 from stoker import spi
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import SHA256, ActionCache, ActionKey, ActionResult, Unavailable
-from stoker_storage_disk import DiskSettings, stoker_action_caches
+from stoker_storage_disk import DiskActionCacheSettings, stoker_action_caches
 
 KEY = ActionKey("main", SHA256.digest(b"an action"))
 RESULT = ActionResult(
@@ -22,7 +23,7 @@ RESULT = ActionResult(
 
 def open_cache(path: Path) -> AbstractAsyncContextManager[ActionCache]:
     context = spi.Context("mine", Path("/nonexistent"), {})
-    return stoker_action_caches()["disk"].open(DiskSettings(path=str(path)), context)
+    return stoker_action_caches()["disk"].open(DiskActionCacheSettings(path=str(path)), context)
 
 
 @pytest.fixture
@@ -56,7 +57,8 @@ async def test_namespaces_stay_inside_of_the_folder(tmp_path: Path) -> None:
             assert await cache.get(ActionKey(name, KEY.action)) == RESULT
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert len(entries(folder)) == 5
-    assert sorted(path.name for path in folder.iterdir()) == ["incoming", "lock", "sha256"]
+    names = {path.name for path in folder.iterdir() if not path.name.startswith("index.sqlite")}
+    assert names == {"incoming", "lock", "partial", "sha256"}
 
 
 async def test_any_damage_counts_as_absent_and_is_removed(
@@ -96,3 +98,64 @@ async def test_trouble_is_no_miss(cache: ActionCache, tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=KEY.action.hash):
         await cache.update(KEY, RESULT)
     assert list((tmp_path / "incoming").iterdir()) == []
+
+
+# --- listing and removing
+
+
+async def keys_of(cache: ActionCache) -> list[ActionKey]:
+    async with cache.open_entries() as entries:
+        return [key async for key in entries]
+
+
+async def test_entries_are_listed_with_their_namespaces(tmp_path: Path) -> None:
+    names = ("", "main", "a/b", "../x", "ä", "\udcff", "n" * 1_000)
+    keys = {
+        ActionKey(name, SHA256.digest(b"%d" % number)) for name in names for number in range(20)
+    }
+    async with open_cache(tmp_path) as cache:
+        assert await keys_of(cache) == []
+        for key in keys:
+            await cache.update(key, RESULT)
+            await cache.update(key, ActionResult())
+    async with open_cache(tmp_path) as cache:
+        found = await keys_of(cache)
+        assert len(found) == len(keys)
+        assert {*found} == keys
+
+
+async def test_listing_passes_over_damage(cache: ActionCache, tmp_path: Path) -> None:
+    other = ActionKey("other", KEY.action)
+    await cache.update(KEY, RESULT)
+    (file,) = entries(tmp_path)
+    await cache.update(other, RESULT)
+    file.unlink()
+    file.write_bytes(b"damaged")
+    (tmp_path / "sha256" / "notes.txt").write_text("no entry")
+    assert await keys_of(cache) == [other]
+    assert not file.exists()
+
+
+async def test_entries_are_removed(tmp_path: Path) -> None:
+    keys = [ActionKey("main", SHA256.digest(b"%d" % number)) for number in range(10)]
+    async with open_cache(tmp_path) as cache:
+        for key in keys:
+            await cache.update(key, RESULT)
+        await cache.remove([*keys[:4], ActionKey("elsewhere", keys[5].action)])
+        assert {*await keys_of(cache)} == {*keys[4:]}
+        assert await cache.get(keys[0]) is None
+        await cache.remove(keys)
+        await cache.remove([])
+        assert await keys_of(cache) == []
+        await cache.update(keys[0], RESULT)
+        assert await cache.get(keys[0]) == RESULT
+
+
+async def test_entries_of_the_first_format_are_dropped(cache: ActionCache, tmp_path: Path) -> None:
+    await cache.update(KEY, RESULT)
+    (file,) = entries(tmp_path)
+    message = RESULT.SerializeToString()
+    file.unlink()
+    file.write_bytes(b"stoker action result 1\n" + hashlib.sha256(message).digest() + message)
+    assert await cache.get(KEY) is None
+    assert not file.exists()

@@ -7,11 +7,12 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from structlog.testing import capture_logs
 
 from stoker import spi
@@ -25,8 +26,14 @@ from stoker.spi import (
     Unavailable,
 )
 from stoker.testing.blob_store_laws import assert_absent, blob, read, write
-from stoker_storage_disk import DiskSettings, stoker_action_caches, stoker_blob_stores
-from stoker_storage_disk.folder import open_folder
+from stoker_storage_disk import (
+    DiskActionCacheSettings,
+    DiskSettings,
+    stoker_action_caches,
+    stoker_blob_stores,
+)
+from stoker_storage_disk.room import Bounds
+from stoker_storage_disk.upkeep import Content, open_bounded_folder
 
 CONTEXT = spi.Context("mine", Path("/nonexistent"), {})
 
@@ -202,16 +209,18 @@ async def test_damaged_file_is_replaced_by_a_write(
 
 async def test_sound_file_that_took_a_damaged_ones_place_stays(tmp_path: Path) -> None:
     # As when a write ends between the look at the damaged file and its removal.
-    async with open_folder(tmp_path, fsync=False) as folder:
+    async with open_bounded_folder(
+        tmp_path, fsync=False, bounds=Bounds(), content=Content(size_is_in_name=True)
+    ) as upkeep:
+        files = upkeep.files
         file = tmp_path / "file"
         file.write_bytes(b"damaged")
         with file.open("rb") as damaged:  # open, so that its inode number is not given away
             found = file.stat()
-            part = folder.create_part()
-            part.append(b"sound")
-            folder.publish(part, str(file))
-            part.discard()
-            folder.remove_damaged(str(file), found, "too long")
+            with files.part() as part:
+                files.append(part, b"sound")
+                assert files.publish({"file": part}) == {}
+            files.remove_damaged("file", found, "too long")
             assert file.read_bytes() == b"sound"
             assert damaged.read() == b"damaged"
 
@@ -250,7 +259,7 @@ async def test_folder_has_one_owner(tmp_path: Path) -> None:
         assert str(tmp_path) in str(caught.value)
         cache = stoker_action_caches()["disk"]
         with pytest.raises(ConfigurationError, match="in use already"):
-            async with cache.open(DiskSettings(path=str(tmp_path)), CONTEXT):
+            async with cache.open(DiskActionCacheSettings(path=str(tmp_path)), CONTEXT):
                 pytest.fail("opened twice")
     async with open_store(tmp_path):
         pass
@@ -327,3 +336,26 @@ async def test_unreadable_is_not_missing(store: BlobStore, tmp_path: Path) -> No
         await read(store, digest)
     with pytest.raises(Unavailable, match=digest.hash):
         await store.read_many([digest])
+
+
+async def test_disk_that_hangs_holds_up_nobody_else(store: BlobStore, tmp_path: Path) -> None:
+    # GEN-29: opening a pipe that nobody writes to waits as a dead network file system does.
+    sound, data = blob("sound", 100_000)
+    hanging, _ = blob("hanging", 100_000)
+    await write(store, sound, data)
+    file_of(tmp_path, hanging).parent.mkdir(exist_ok=True)
+    os.mkfifo(file_of(tmp_path, hanging))
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(store.read_many, [hanging])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        # This task goes on, and so do those who read or write other blobs.
+        assert await read(store, sound) == data
+        await write(store, *blob("another", 300_000))
+        assert not nursery.cancel_scope.cancelled_caught
+        assert len(nursery.child_tasks) == 10
+        while nursery.child_tasks:
+            # Each open comes to its end when there is a writer; the pipe is no blob, and removed.
+            with suppress(OSError):
+                os.close(os.open(file_of(tmp_path, hanging), os.O_WRONLY | os.O_NONBLOCK))
+            await trio.sleep(0.01)

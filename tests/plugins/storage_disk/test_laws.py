@@ -12,7 +12,11 @@ from stoker.spi import ActionCache, BlobStore
 from stoker.storage.verifying import VerifyingBlobStore
 from stoker.testing.action_cache_laws import ActionCacheLaws
 from stoker.testing.blob_store_laws import BlobStoreLaws
-from stoker_storage_disk import DiskSettings, stoker_action_caches, stoker_blob_stores
+from stoker_storage_disk import (
+    DiskSettings,
+    stoker_action_caches,
+    stoker_blob_stores,
+)
 
 
 def context(folder: Path) -> spi.Context:

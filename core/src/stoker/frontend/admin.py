@@ -15,6 +15,7 @@ from stoker.rpc import ServerCall, Service, unary_stream
 from stoker.spi import ActionCache, ActionKey, ActionResult, BlobStore
 
 _KEYS_PER_REMOVAL = 256
+_BLOBS_PER_PROGRESS = 1000
 
 Visit = Callable[[ActionKey, admin.ListedResult], Awaitable[None]]
 
@@ -82,6 +83,8 @@ class AdminService:
             async with self._blob_stores[name].scrub() as findings:
                 async for finding in findings:
                     checked = finding.checked
+                    if not finding.problem and checked % _BLOBS_PER_PROGRESS:
+                        continue
                     digest = str(finding.digest) if finding.digest else ""
                     await call.send(
                         admin.ScrubProgress(

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 
 import pytest
 import trio
 
-from stoker.spi import SHA256, BlobNotFound, BlobStore, Digest
+from stoker.spi import (
+    SHA256,
+    BlobNotFound,
+    BlobStore,
+    Digest,
+    InvalidRequest,
+    UploadInProgress,
+)
 
 KIB = 1024
 MIB = 1024 * 1024
@@ -287,6 +295,132 @@ class BlobStoreLaws:
             for digest, path in paths.items():
                 assert same(await trio.Path(path).read_bytes(), blobs[digest])
 
+    async def test_executable_paths_hold_the_blobs(self, store: BlobStore) -> None:
+        blobs = dict(blob(f"program {number}", 30_000) for number in range(5))
+        absent, _ = blob("no program", 10)
+        await store.write_many(blobs)
+        for _ in range(2):
+            async with store.open_executable_paths([*blobs, absent]) as paths:
+                assert paths.keys() <= blobs.keys()
+                for digest, path in paths.items():
+                    file = trio.Path(path)
+                    assert same(await file.read_bytes(), blobs[digest])
+                    assert (await file.stat()).st_mode & 0o111 == 0o111
+        # What they are asked for as otherwise stays as it was.
+        async with store.open_paths(blobs) as paths:
+            for path in paths.values():
+                assert not (await trio.Path(path).stat()).st_mode & 0o111
+
+    # --- uploads that may be continued; a store that keeps nothing keeps these laws too
+
+    @pytest.mark.parametrize("size_bytes", [10, 64 * KIB, 3 * MIB])
+    async def test_upload_at_one_go(self, store: BlobStore, size_bytes: int) -> None:
+        digest, data = blob("uploaded", size_bytes)
+        assert await store.uploaded_bytes(digest, "one") == 0
+        async with store.open_upload(digest, "one") as upload:
+            assert upload.offset == 0
+            assert await upload.read_kept(0, 100) == b""
+            await upload.write(data[: size_bytes // 2])
+            await assert_absent(store, digest)
+            await upload.write(data[size_bytes // 2 :])
+            await assert_absent(store, digest)
+        assert same(await read(store, digest), data)
+
+    @pytest.mark.parametrize("size_bytes", [10, 64 * KIB, 3 * MIB])
+    async def test_upload_goes_on_behind_what_was_kept(
+        self, store: BlobStore, size_bytes: int
+    ) -> None:
+        # BSW-17, BSQ-02
+        digest, data = blob("continued", size_bytes)
+        committed = 0
+        for end in (size_bytes // 3, size_bytes // 2, size_bytes):
+            with pytest.raises(_Failure):
+                await _upload_and_fail(store, digest, data[:end])
+            await assert_absent(store, digest)
+            uploaded = await store.uploaded_bytes(digest, "one")
+            assert committed <= uploaded <= end, "what is held never shrinks"
+            committed = uploaded
+        await upload_rest(store, digest, data)
+        assert same(await read(store, digest), data)
+        assert await store.uploaded_bytes(digest, "one") == 0
+
+    @pytest.mark.parametrize("size_bytes", [10, 3 * MIB])
+    async def test_cancelled_upload_goes_on(self, store: BlobStore, size_bytes: int) -> None:
+        # GEN-26, BSW-17
+        digest, data = blob("cancelled and continued", size_bytes)
+        with trio.CancelScope() as scope:
+            async with store.open_upload(digest, "one") as upload:
+                await upload.write(data[: size_bytes // 2])
+                scope.cancel()
+                await trio.sleep_forever()
+        await assert_absent(store, digest)
+        assert await store.uploaded_bytes(digest, "one") <= size_bytes // 2
+        await upload_rest(store, digest, data)
+        assert same(await read(store, digest), data)
+
+    async def test_uploads_have_names(self, store: BlobStore) -> None:
+        # BSW-03, BSW-21
+        digest, data = blob("by two", 400_000)
+        other, more = blob("another", 400_000)
+        with pytest.raises(_Failure):
+            await _upload_and_fail(store, digest, data[:300_000])
+        for name in ("two", "../one", "", "\udcff", "n" * 1_000):
+            assert await store.uploaded_bytes(digest, name) == 0
+            async with store.open_upload(digest, name) as upload:
+                assert upload.offset == 0
+                await upload.write(data)
+        assert await store.uploaded_bytes(other, "one") == 0
+        await upload_rest(store, other, more)
+        await upload_rest(store, digest, data)
+        assert same(await read(store, digest), data)
+        assert same(await read(store, other), more)
+
+    async def test_upload_may_begin_again(self, store: BlobStore) -> None:
+        # BSW-18
+        digest, data = blob("begun again", 700_000)
+        with pytest.raises(_Failure):
+            await _upload_and_fail(store, digest, bytes(600_000))
+        async with store.open_upload(digest, "one") as upload:
+            if upload.offset:
+                await upload.restart()
+            assert upload.offset == 0
+            assert await upload.read_kept(0, 10) == b""
+            await upload.write(data)
+        assert same(await read(store, digest), data)
+
+    @pytest.mark.parametrize("size_bytes", [10, 3 * MIB])
+    async def test_bad_upload_is_discarded(self, store: BlobStore, size_bytes: int) -> None:
+        # BSW-09
+        digest, data = blob("bad at first", size_bytes)
+        with pytest.raises(InvalidRequest, match="no good"):
+            await _upload_badly(store, digest, bytes(size_bytes))
+        assert await store.uploaded_bytes(digest, "one") == 0
+        await assert_absent(store, digest)
+        async with store.open_upload(digest, "one") as upload:
+            assert upload.offset == 0
+            await upload.write(data)
+        assert same(await read(store, digest), data)
+
+    async def test_same_upload_twice_at_once(self, store: BlobStore) -> None:
+        # BSW-21: turned away, or each on its own; never mixed.
+        digest, data = blob("contended upload", 500_000)
+        async with store.open_upload(digest, "one") as upload:
+            await upload.write(data[:300_000])
+            with suppress(UploadInProgress):
+                async with store.open_upload(digest, "one") as second:
+                    assert second.offset == 0
+                    await second.write(data)
+            await upload.write(data[300_000:])
+        assert same(await read(store, digest), data)
+
+    async def test_upload_of_a_blob_that_is_present(self, store: BlobStore) -> None:
+        # BUB-06
+        digest, data = blob("present already", 300_000)
+        await write(store, digest, data)
+        await upload_rest(store, digest, data)
+        assert await store.uploaded_bytes(digest, "one") == 0
+        assert same(await read(store, digest), data)
+
 
 class _Failure(Exception):
     """Stands for whatever may go wrong in somebody else's code."""
@@ -312,6 +446,34 @@ async def fail_to_write(store: BlobStore, digest: Digest, data: bytes) -> None:
     async with store.open_write(digest) as writer:
         await writer.write(data)
         raise _Failure
+
+
+async def upload_rest(
+    store: BlobStore, digest: Digest, data: bytes, name: str = "one", piece_bytes: int = 100 * KIB
+) -> int:
+    """Upload what is missing of `data`. Returns how much was there."""
+    async with store.open_upload(digest, name) as upload:
+        start = upload.offset
+        kept = b""
+        while piece := await upload.read_kept(len(kept), piece_bytes):
+            kept += piece
+        assert same(kept, data[:start])
+        for position in range(start, len(data), piece_bytes):
+            await upload.write(data[position : position + piece_bytes])
+        return start
+
+
+async def _upload_and_fail(store: BlobStore, digest: Digest, data: bytes) -> None:
+    """Go on until `data` is uploaded, and raise before the context is left."""
+    async with store.open_upload(digest, "one") as upload:
+        await upload.write(data[upload.offset :])
+        raise _Failure
+
+
+async def _upload_badly(store: BlobStore, digest: Digest, data: bytes) -> None:
+    async with store.open_upload(digest, "one") as upload:
+        await upload.write(data)
+        raise InvalidRequest("it is no good")
 
 
 async def read(

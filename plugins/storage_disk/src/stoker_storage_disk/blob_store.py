@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import trio
@@ -13,189 +20,262 @@ from stoker.spi import (
     BlobNotFound,
     BlobReader,
     BlobStore,
+    BlobUpload,
     BlobWriter,
     DataLoss,
     Digest,
+    InvalidRequest,
+    ScrubFinding,
     StokerError,
+    StorageFull,
 )
-from stoker_storage_disk.folder import Folder, Part, read_exactly
-from stoker_storage_disk.threads import INLINE_BYTES, INLINE_FILES, run
+from stoker_storage_disk.folder import Part
+from stoker_storage_disk.ledger import Pins
+from stoker_storage_disk.partials import Partials
+from stoker_storage_disk.reading import DiskReader
+from stoker_storage_disk.room import COPY_SUFFIX, NotCountedYet
+from stoker_storage_disk.scrubbing import open_findings
+from stoker_storage_disk.upkeep import Upkeep
+from stoker_storage_disk.writing import DiskUpload, DiskWriter
 
-# What one upload may hold back in memory, so that small pieces do not each cost a trip.
-_BUFFER_BYTES = 256 * 1024
-_MAX_READ_BYTES = 1024 * 1024
+# How many small blobs are published in one step, for the price of one entry in the index.
+_BATCH = 256
 
 
 class DiskBlobStore(BlobStore):
-    """Blobs in `folder`. See README.md for the layout and for what survives a crash.
+    """Blobs in a folder. See README.md for the layout and for what survives a crash.
 
     Whole files are moved into place, so that readers, who keep a descriptor, see either nothing
     or all of a blob. A file whose size is not its digest's counts as absent and is removed.
     Calls may overlap freely. Work that has gone to a thread is not cut short by cancellation.
     """
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+    def __init__(self, upkeep: Upkeep, partials: Partials, *, verify_reads: bool) -> None:
+        self._upkeep = upkeep
+        self._partials = partials
+        self._verify_reads = verify_reads
+        self._threads = upkeep.threads
+        self._files = upkeep.files
+
+    # --- reading
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         def work() -> set[Digest]:
-            return {digest for digest in digests if not self._holds(digest)}
+            present = self._find(digests)
+            return {digest for digest in digests if blob_name(digest) not in present}
 
-        return await run(work, inline=len(digests) <= INLINE_FILES)
+        return await self._threads.read(work)
 
     @asynccontextmanager
     async def open_read(
         self, digest: Digest, offset: int = 0, limit: int | None = None
     ) -> AsyncIterator[BlobReader]:
-        await trio.lowlevel.checkpoint()
-        descriptor = self._open(digest)
-        if descriptor is None:
-            raise BlobNotFound(digest)
-        try:
-            yield _DiskReader(digest, descriptor, offset, limit)
-        finally:
-            os.close(descriptor)
-
-    @asynccontextmanager
-    async def open_write(self, digest: Digest) -> AsyncIterator[BlobWriter]:
-        await trio.lowlevel.checkpoint()
-        upload = _Upload(self._folder)
-        try:
-            yield upload
-            await trio.to_thread.run_sync(self._publish, digest, upload)
-        finally:
-            if upload.has_part:
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(upload.discard)
+        with self._pins() as pins:
+            pins.add(blob_name(digest))
+            reader = await self._threads.read(self._open, digest, offset, limit)
+            if reader is None:
+                raise BlobNotFound(digest)
+            try:
+                yield reader
+            finally:
+                reader.close()
 
     async def read_many(self, digests: Collection[Digest]) -> dict[Digest, bytes]:
+        """Whole small blobs at once. Absent ones, and damaged ones, are left out."""
+
         def work() -> dict[Digest, bytes]:
             found = ((digest, self._read(digest)) for digest in digests)
             return {digest: data for digest, data in found if data is not None}
 
-        few = len(digests) <= INLINE_FILES
-        return await run(work, inline=few and _size_bytes(digests) <= INLINE_BYTES)
-
-    async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, StokerError]:
-        """As the default does, in one trip to a thread. Cancellation leaves all or none written."""
-
-        def work() -> dict[Digest, StokerError]:
-            failures: dict[Digest, StokerError] = {}
-            for digest, data in blobs.items():
-                try:
-                    self._write(digest, data)
-                except StokerError as error:
-                    failures[digest] = error
-            return failures
-
-        return await trio.to_thread.run_sync(work)
+        return await self._threads.read(work)
 
     @asynccontextmanager
     async def open_paths(self, digests: Collection[Digest]) -> AsyncIterator[Mapping[Digest, Path]]:
         """The blobs' own files, of mode 0444. Hard links to them are welcome."""
+        with self._pins() as pins:
+            yield await self._threads.read(self._paths, digests, pins)
 
-        def work() -> dict[Digest, Path]:
-            return {digest: Path(self._path(digest)) for digest in digests if self._holds(digest)}
+    @asynccontextmanager
+    async def open_executable_paths(
+        self, digests: Collection[Digest]
+    ) -> AsyncIterator[Mapping[Digest, Path]]:
+        """Copies of the blobs of mode 0555, made now where there are none.
 
-        yield await run(work, inline=len(digests) <= INLINE_FILES)
+        A blob is left out too when there is no room for its copy. Raises Unavailable.
+        """
+        with self._pins() as pins:
+            yield await self._upkeep.write(partial(self._executable_paths, digests, pins))
 
-    def _path(self, digest: Digest) -> str:
-        # The size is part of the name: a known hash with another size is another file (GEN-03).
-        return os.path.join(
-            self._folder.path,
-            digest.function.name.lower(),
-            digest.hash[:2],
-            f"{digest.hash}-{digest.size_bytes}",
-        )
+    def scrub(self) -> AbstractAsyncContextManager[AsyncIterator[ScrubFinding]]:
+        return open_findings(self._upkeep)
 
-    def _holds(self, digest: Digest) -> bool:
-        return self._folder.holds_file(self._path(digest), digest.size_bytes)
+    # --- writing
 
-    def _open(self, digest: Digest) -> int | None:
-        return self._folder.open_file(self._path(digest), digest.size_bytes)
+    @asynccontextmanager
+    async def open_write(self, digest: Digest) -> AsyncIterator[BlobWriter]:
+        await trio.lowlevel.checkpoint()
+        self._files.check_size(digest.size_bytes)
+        writer = DiskWriter(self._upkeep, self._files.folder.create_part)
+        try:
+            yield writer
+            await self._publish(digest, writer)
+        finally:
+            if writer.part is not None:
+                with trio.CancelScope(shield=True):
+                    await self._threads.write(writer.discard)
 
-    def _read(self, digest: Digest) -> bytes | None:
-        descriptor = self._open(digest)
+    async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, StokerError]:
+        """As the default does, in few trips to threads. Cancellation leaves some written."""
+        failures: dict[Digest, StokerError] = {}
+        rest = iter(blobs.items())
+        while some := dict(islice(rest, _BATCH)):
+            failures |= await self._upkeep.write(partial(self._write_some, some))
+        return failures
+
+    @asynccontextmanager
+    async def open_upload(self, digest: Digest, upload: str) -> AsyncIterator[BlobUpload]:
+        self._files.check_size(digest.size_bytes)
+        with self._partials.opened(digest, upload) as name:
+            part = await self._threads.write(self._partials.part, name)
+            kept = DiskUpload(self._upkeep, part)
+            leave = partial(self._keep, name, kept)
+            try:
+                yield kept
+                await self._publish(digest, kept)
+            except InvalidRequest:
+                leave = partial(kept.discard)
+                raise
+            finally:
+                if kept.part is not None:
+                    with trio.CancelScope(shield=True):
+                        await self._threads.write(leave)
+
+    async def uploaded_bytes(self, digest: Digest, upload: str) -> int:
+        await trio.lowlevel.checkpoint()
+        return self._partials.size_bytes(digest, upload)
+
+    # --- in threads
+
+    def _find(self, digests: Collection[Digest]) -> set[str]:
+        return self._files.find({blob_name(digest): digest.size_bytes for digest in digests})
+
+    def _open(self, digest: Digest, offset: int = 0, limit: int | None = None) -> DiskReader | None:
+        name = blob_name(digest)
+        descriptor = self._files.open_file(name, digest.size_bytes)
         if descriptor is None:
             return None
+        return DiskReader(
+            self._upkeep,
+            digest,
+            name,
+            descriptor,
+            offset=offset,
+            limit=limit,
+            verify=self._verify_reads,
+        )
+
+    def _read(self, digest: Digest) -> bytes | None:
+        with self._pins() as pins:
+            pins.add(blob_name(digest))
+            reader = self._open(digest)
+            if reader is None:
+                return None
+            try:
+                return reader.read_rest()
+            except DataLoss:
+                return None
+            finally:
+                reader.close()
+
+    def _paths(self, digests: Collection[Digest], pins: Pins) -> dict[Digest, Path]:
+        sizes = {blob_name(digest): digest.size_bytes for digest in digests}
+        present = self._files.find({name: sizes[name] for name in pins.add(*sizes)})
+        names = ((digest, blob_name(digest)) for digest in digests)
+        return {digest: self._path(name) for digest, name in names if name in present}
+
+    def _executable_paths(self, digests: Collection[Digest], pins: Pins) -> dict[Digest, Path]:
+        pinned = pins.add(*map(blob_name, digests))
+        names = ((digest, blob_name(digest)) for digest in digests)
+        return {
+            digest: self._path(name + COPY_SUFFIX)
+            for digest, name in names
+            if name in pinned and self._has_copy(digest)
+        }
+
+    def _has_copy(self, digest: Digest) -> bool:
         try:
-            return _read_exactly(digest, descriptor, 0, digest.size_bytes)
-        finally:
-            os.close(descriptor)
+            return self._files.find_copy(blob_name(digest), digest.size_bytes)
+        except NotCountedYet:
+            raise
+        except StorageFull:
+            return False
 
-    def _write(self, digest: Digest, data: bytes) -> None:
-        self._publish(digest, _Upload(self._folder), data)
+    async def _publish(self, digest: Digest, writer: DiskWriter) -> None:
+        name = blob_name(digest)
 
-    def _publish(self, digest: Digest, upload: _Upload, rest: bytes = b"") -> None:
+        def work() -> None:
+            failures = self._files.publish({name: writer.append()})
+            if failures:
+                raise failures[name]
+            # Here, as long as this thread is at it.
+            writer.discard()
+
+        await self._upkeep.write(work)
+
+    def _write_some(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, StokerError]:
+        failures: dict[Digest, StokerError] = {}
+        with self._parts() as parts:
+            present = self._find(blobs.keys())
+            for digest, data in blobs.items():
+                if blob_name(digest) in present:
+                    continue
+                try:
+                    self._write(parts, blob_name(digest), data)
+                except NotCountedYet:
+                    raise
+                except StokerError as error:
+                    failures[digest] = error
+            unpublished = self._files.publish(parts)
+            self._files.sync_folders(present)
+        named = {blob_name(digest): digest for digest in blobs}
+        return failures | {named[name]: error for name, error in unpublished.items()}
+
+    def _write(self, parts: dict[str, Part], name: str, data: bytes) -> None:
+        part = self._files.folder.create_part()
         try:
-            # A blob that is there already keeps its file, to which inputs may be linked (BUB-06).
-            if self._holds(digest):
-                self._folder.sync_folder_of(self._path(digest))
-            else:
-                self._folder.publish(upload.append(rest), self._path(digest))
+            self._files.append(part, data)
+        except BaseException:
+            self._files.discard(part)
+            raise
+        parts[name] = part
+
+    @contextmanager
+    def _parts(self) -> Iterator[dict[str, Part]]:
+        parts: dict[str, Part] = {}
+        try:
+            yield parts
         finally:
-            upload.discard()
+            for part in parts.values():
+                self._files.discard(part)
+
+    def _keep(self, name: str, upload: DiskUpload) -> None:
+        assert upload.part is not None, "it was not discarded"
+        # There is less to go on behind then, that is all: what ended the call is told already.
+        with suppress(StokerError):
+            upload.append()
+        self._partials.keep(name, upload.part)
+
+    # --- names
+
+    def _pins(self) -> AbstractContextManager[Pins]:
+        return self._files.ledger.pins()
+
+    def _path(self, name: str) -> Path:
+        return Path(self._files.folder.absolute(name))
 
 
-class _DiskReader(BlobReader):
-    def __init__(self, digest: Digest, descriptor: int, offset: int, limit: int | None) -> None:
-        self._digest = digest
-        self._descriptor = descriptor
-        self._position = offset
-        rest = digest.size_bytes - offset
-        self._end = offset + (rest if limit is None else min(rest, limit))
-
-    async def read(self, max_bytes: int) -> bytes:
-        size_bytes = min(max_bytes, self._end - self._position, _MAX_READ_BYTES)
-        data = await run(lambda: self._read(size_bytes), inline=size_bytes <= INLINE_BYTES)
-        self._position += len(data)
-        return data
-
-    def _read(self, size_bytes: int) -> bytes:
-        return _read_exactly(self._digest, self._descriptor, self._position, size_bytes)
-
-
-class _Upload(BlobWriter):
-    """Gathers small pieces, and has no file as long as they fit into the buffer."""
-
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-        self._buffer = bytearray()
-        self._part: Part | None = None
-
-    @property
-    def has_part(self) -> bool:
-        return self._part is not None
-
-    async def write(self, data: bytes | memoryview) -> None:
-        if len(self._buffer) + len(data) < _BUFFER_BYTES:
-            await trio.lowlevel.checkpoint()
-            self._buffer += data
-        else:
-            # `data` goes to the file as it is: the caller may reuse it only after this returns.
-            await trio.to_thread.run_sync(self.append, data)
-
-    def discard(self) -> None:
-        part, self._part = self._part, None
-        if part is not None:
-            part.discard()
-
-    def append(self, data: bytes | memoryview) -> Part:
-        """Write all that was gathered, and `data`, to the part. Blocks."""
-        if self._part is None:
-            self._part = self._folder.create_part()
-        for piece in (self._buffer, data):
-            self._part.append(piece)
-        self._buffer = bytearray()
-        return self._part
-
-
-def _read_exactly(digest: Digest, descriptor: int, offset: int, size_bytes: int) -> bytes:
-    data = read_exactly(f"blob {digest}", descriptor, offset, size_bytes)
-    if len(data) < size_bytes:
-        raise DataLoss(digest, f"its file ends at byte {offset + len(data)}")
-    return data
-
-
-def _size_bytes(digests: Collection[Digest]) -> int:
-    return sum(digest.size_bytes for digest in digests)
+def blob_name(digest: Digest) -> str:
+    """The name of a blob's file."""
+    # The size is part of it: a known hash with another size is another file (GEN-03).
+    hash_ = digest.hash
+    return f"{digest.function.name.lower()}/{hash_[:2]}/{hash_}-{digest.size_bytes}"

@@ -1,8 +1,8 @@
-"""A folder of files that appear whole or not at all.
+"""A locked folder of files that appear whole or not at all.
 
-All calls but `open_folder` are synchronous and safe in threads.
+All calls but `open_folder` are synchronous and safe in threads. Names are relative to the folder.
 """
-# ruff: noqa: PTH104, PTH108, PTH116 - on hot paths a pathlib object costs as much as the call.
+# ruff: noqa: PTH101, PTH104, PTH108, PTH116 - on hot paths a pathlib object costs as much as the call.
 
 from __future__ import annotations
 
@@ -10,21 +10,31 @@ import errno
 import fcntl
 import itertools
 import os
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
-import structlog
 import trio
 
 from stoker.spi import ConfigurationError, StorageFull, Unavailable
 
-_log = structlog.get_logger(__name__)
+BLOCK_BYTES = 4096
+"""What a file takes on the disk is counted in blocks of so many bytes."""
+READ_ONLY = 0o444
+EXECUTABLE = 0o555
+INCOMING = "incoming"
+PARTIAL = "partial"
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 _READ = os.O_RDONLY | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_CONTINUE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+
+
+def disk_bytes(size_bytes: int) -> int:
+    """What a file of `size_bytes` takes on the disk."""
+    return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
 @asynccontextmanager
@@ -46,98 +56,98 @@ class Folder:
     def __init__(self, path: Path, *, fsync: bool) -> None:
         self.path = str(path)
         self.fsync = fsync
-        self._incoming = _incoming(path)
         self._part_numbers = itertools.count()
-        # Between a look at a damaged file and its removal, a sound one may take its place.
-        self._lock = threading.Lock()
 
-    def open_file(self, path: str, size_bytes: int | None = None) -> int | None:
-        """A descriptor to read file `path`, or None if it is absent.
+    def absolute(self, name: str) -> str:
+        """Where file `name` is."""
+        return f"{self.path}/{name}"
 
-        A file of another size than `size_bytes` is damaged: it is removed and counts as absent.
-        Raises Unavailable.
-        """
+    def open_file(self, name: str) -> int | None:
+        """A descriptor to read file `name`, or None if it is absent. Raises Unavailable."""
+        path = self.absolute(name)
         with storage_errors(path):
             try:
-                descriptor = os.open(path, _READ)
+                return os.open(path, _READ)
             except FileNotFoundError:
                 return None
-            with _closed_on_error(descriptor):
-                found = os.fstat(descriptor)
-        if size_bytes is None or found.st_size == size_bytes:
-            return descriptor
-        os.close(descriptor)
-        self.remove_damaged(path, found, f"it has {found.st_size} bytes, not {size_bytes}")
-        return None
 
-    def holds_file(self, path: str, size_bytes: int) -> bool:
-        """Whether file `path` is present, and sound as for `open_file`. Raises Unavailable."""
+    def stat(self, name: str) -> os.stat_result | None:
+        """Facts about file `name`, or None if it is absent. Raises Unavailable."""
+        path = self.absolute(name)
         with storage_errors(path):
             try:
-                found = os.stat(path)
+                return os.stat(path)
             except FileNotFoundError:
-                return False
-        if found.st_size == size_bytes:
-            return True
-        self.remove_damaged(path, found, f"it has {found.st_size} bytes, not {size_bytes}")
-        return False
+                return None
 
-    def remove_damaged(self, path: str, damaged: os.stat_result, reason: str) -> None:
-        """Remove file `path`, if it is still the one found `damaged`. Raises Unavailable."""
-        with self._lock, storage_errors(path):
+    def unlink(self, name: str) -> bool:
+        """Remove file `name`. Returns whether it was there. Raises Unavailable."""
+        path = self.absolute(name)
+        with storage_errors(path):
             try:
-                if os.stat(path).st_ino != damaged.st_ino:
-                    return
                 os.unlink(path)
             except FileNotFoundError:
-                return
-        _log.warning("damaged file removed", path=path, reason=reason)
+                return False
+        return True
 
     def create_part(self) -> Part:
         """A new file that nobody sees yet. Raises StorageFull or Unavailable."""
-        path = os.path.join(self._incoming, f"{next(self._part_numbers)}.part")
+        path = self.absolute(f"{INCOMING}/{next(self._part_numbers)}.part")
         with storage_errors(path):
-            return Part(path, os.open(path, _CREATE, 0o444))
+            return Part(path, os.open(path, _CREATE, 0o600))
 
-    def publish(self, part: Part, path: str) -> None:
-        """Give `part` the name `path`, in place of any file there. It is finished by that.
+    def open_partial(self, name: str) -> Part:
+        """The file of an upload that may be continued, new or not, at its end.
+
+        Raises StorageFull or Unavailable.
+        """
+        path = self.absolute(f"{PARTIAL}/{name}")
+        with storage_errors(path):
+            descriptor = _open_to_continue(path)
+            with _closed_on_error(descriptor):
+                return Part(path, descriptor, os.lseek(descriptor, 0, os.SEEK_END))
+
+    def seal(self, part: Part, mode: int = READ_ONLY) -> None:
+        """Give `part` its mode, and with `fsync` make its bytes last. Raises Unavailable."""
+        with storage_errors(part.path):
+            # Set by hand, as the umask may take away what other users' actions need.
+            os.fchmod(part.descriptor, mode)
+            if self.fsync:
+                os.fdatasync(part.descriptor)
+        part.sealed = True
+
+    def move(self, part: Part, name: str) -> None:
+        """Give a sealed `part` its name, in place of any file there. It is finished by that.
 
         Raises StorageFull or Unavailable, and then the part still needs to be discarded.
         """
+        path = self.absolute(name)
         with storage_errors(path):
-            # Set again, as the umask may have taken away what other users' actions need.
-            os.fchmod(part.descriptor, 0o444)
-            if self.fsync:
-                os.fdatasync(part.descriptor)
-            with self._lock:
-                self._rename(part.path, path)
-            part.published = True
-            if self.fsync:
-                _sync_folder(Path(path).parent)
+            try:
+                os.rename(part.path, path)
+            except FileNotFoundError:
+                _make_folders(Path(path).parent, fsync=self.fsync)
+                os.rename(part.path, path)
+        part.published = True
 
-    def sync_folder_of(self, path: str) -> None:
-        """Make sure that file `path`, which somebody else just published, would be found again.
-
-        Does nothing without `fsync`. Raises Unavailable.
-        """
+    def sync_folder_of(self, name: str) -> None:
+        """With `fsync`, make sure that file `name` would be found again. Raises Unavailable."""
         if self.fsync:
+            path = self.absolute(name)
             with storage_errors(path):
                 _sync_folder(Path(path).parent)
-
-    def _rename(self, source: str, target: str) -> None:
-        try:
-            os.rename(source, target)
-        except FileNotFoundError:
-            _make_folders(Path(target).parent, fsync=self.fsync)
-            os.rename(source, target)
 
 
 class Part:
     """A file on its way in. Discard it in every case, also after it was published."""
 
-    def __init__(self, path: str, descriptor: int) -> None:
+    def __init__(self, path: str, descriptor: int, size_bytes: int = 0) -> None:
         self.path = path
         self.descriptor = descriptor
+        self.size_bytes = size_bytes
+        self.taken_bytes = 0
+        """How much room was set aside for it; kept by whoever sets it aside."""
+        self.sealed = False
         self.published = False
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
@@ -145,15 +155,48 @@ class Part:
         with storage_errors(self.path):
             rest = memoryview(data)
             while rest:
-                rest = rest[os.write(self.descriptor, rest) :]
+                written = os.write(self.descriptor, rest)
+                self.size_bytes += written
+                rest = rest[written:]
+
+    def copy_from(self, source: int, size_bytes: int) -> None:
+        """Append `size_bytes` of the open file `source`, or fewer if it ends before.
+
+        Raises StorageFull or Unavailable.
+        """
+        copy = _copy_file_range
+        with storage_errors(self.path):
+            while size_bytes > 0:
+                try:
+                    copied = copy(source, self.descriptor, size_bytes)
+                except OSError as error:
+                    if copy is _send_file or error.errno not in _NO_COPY_IN_KERNEL:
+                        raise
+                    copy = _send_file
+                    continue
+                if not copied:
+                    return
+                self.size_bytes += copied
+                size_bytes -= copied
+
+    def empty(self) -> None:
+        """Begin at 0 again. Raises Unavailable."""
+        with storage_errors(self.path):
+            os.ftruncate(self.descriptor, 0)
+            os.lseek(self.descriptor, 0, os.SEEK_SET)
+            self.size_bytes = 0
+
+    def close(self) -> None:
+        """Close the file and leave it. Raises Unavailable."""
+        with storage_errors(self.path):
+            os.close(self.descriptor)
 
     def discard(self) -> None:
         """Close the file, and remove it unless it was published. Raises Unavailable."""
-        with storage_errors(self.path):
-            os.close(self.descriptor)
-            if not self.published:
-                with suppress(FileNotFoundError):
-                    os.unlink(self.path)
+        self.close()
+        if not self.published:
+            with storage_errors(self.path), suppress(FileNotFoundError):
+                os.unlink(self.path)
 
 
 @contextmanager
@@ -178,6 +221,24 @@ def read_exactly(path: str, descriptor: int, offset: int, size_bytes: int) -> by
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+def _open_to_continue(path: str) -> int:
+    try:
+        return os.open(path, _CONTINUE, 0o600)
+    except PermissionError:
+        # It was about to be published when the server ended.
+        os.chmod(path, 0o600)
+        return os.open(path, _CONTINUE, 0o600)
+
+
+def _copy_file_range(source: int, target: int, count: int) -> int:
+    # Shares the blocks on a file system that can.
+    return os.copy_file_range(source, target, count)
+
+
+def _send_file(source: int, target: int, count: int) -> int:
+    return os.sendfile(target, source, None, count)
+
+
 @contextmanager
 def _closed_on_error(descriptor: int) -> Iterator[None]:
     try:
@@ -189,12 +250,13 @@ def _closed_on_error(descriptor: int) -> Iterator[None]:
 
 def _prepare(path: Path) -> int:
     try:
-        Path(_incoming(path)).mkdir(parents=True, exist_ok=True)
+        for name in (INCOMING, PARTIAL):
+            (path / name).mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
     except OSError as error:
         raise ConfigurationError([f"folder {path} cannot be used: {error.strerror}"]) from error
     with _closed_on_error(lock):
-        _sweep(path)
+        _sweep(path / INCOMING)
     return lock
 
 
@@ -211,16 +273,10 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _sweep(path: Path) -> None:
-    incoming = Path(_incoming(path))
+def _sweep(incoming: Path) -> None:
     with storage_errors(str(incoming)):
         for part in incoming.iterdir():
             part.unlink()
-
-
-def _incoming(path: Path) -> str:
-    # Below the folder itself, as a rename cannot cross file systems.
-    return os.path.join(path, "incoming")
 
 
 def _make_folders(path: Path, *, fsync: bool) -> None:

@@ -1,23 +1,35 @@
-"""Which file work is done in place, and which in a thread."""
+"""The threads that wait for the disk.
+
+No task of the server does: a disk that hangs holds up these threads, and those who wait for them,
+but not health checks, metrics, or another store.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 import trio
 
-# A trip to a thread and back takes 0.13 ms; reading 64 KiB that the system has cached takes less.
-INLINE_BYTES = 64 * 1024
-# Opening or looking up a file takes 3 to 5 µs: so many cost as much as one trip.
-INLINE_FILES = 32
+# Reading has threads that no writer can occupy: a full or slow disk is seen by writers first.
+_READERS = 16
+_WRITERS = 8
 
 Answer = TypeVar("Answer")
+Arguments = TypeVarTuple("Arguments")
 
 
-async def run(work: Callable[[], Answer], *, inline: bool) -> Answer:
-    """Do `work` here, after a checkpoint, or in a thread, where it is not cut short."""
-    if not inline:
-        return await trio.to_thread.run_sync(work)
-    await trio.lowlevel.checkpoint()
-    return work()
+class Threads:
+    """Threads of one store. Work that has begun is not cut short by cancellation."""
+
+    def __init__(self) -> None:
+        self._readers = trio.CapacityLimiter(_READERS)
+        self._writers = trio.CapacityLimiter(_WRITERS)
+
+    async def read(self, work: Callable[[*Arguments], Answer], *arguments: *Arguments) -> Answer:
+        """Do work that changes nothing that could be waited for."""
+        return await trio.to_thread.run_sync(work, *arguments, limiter=self._readers)
+
+    async def write(self, work: Callable[[*Arguments], Answer], *arguments: *Arguments) -> Answer:
+        """Do work that may wait for room or for the disk to catch up."""
+        return await trio.to_thread.run_sync(work, *arguments, limiter=self._writers)

@@ -27,7 +27,7 @@ no later action gets the same folder."""
 
 _LIFE = "life-"
 _FORMER_NAMES = frozenset({"actions", "workers"})
-"""What stoker 0.1 had in place of a folder for each life."""
+"""What servers had before there was a folder for each life."""
 
 _FIRST_PAUSE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 600.0

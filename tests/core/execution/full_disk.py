@@ -15,9 +15,15 @@ from stoker.errors import StorageFull
 from stoker.execution.disk import RESERVE_BYTES
 from stoker_exec_local import LocalStrategy
 
-from .conftest import Cas, open_rig
+from .conftest import Cas, Rig, open_rig
 
 FOLDER = Path(sys.argv[1])
+
+
+async def wait_and_be_refused(rig: Rig, go: Path) -> None:
+    script = f"while ! test -e {go}; do sleep 0.01; done; echo o > o"
+    with pytest.raises(StorageFull, match="was full while the action ran"):
+        await rig.shell(script, output_paths=["o"])
 
 
 async def main() -> None:
@@ -32,6 +38,17 @@ async def main() -> None:
         with pytest.raises(StorageFull, match=f"{FOLDER}.*{RESERVE_BYTES}"):
             await rig.run(action)
         assert rig.leftovers() == []
+        # The same, while another action writes and notices nothing, and has room when it ends.
+        go = FOLDER / "go"
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait_and_be_refused, rig, go)
+                while len(rig.started) < 3:
+                    await trio.sleep(0.01)
+                with pytest.raises(StorageFull):
+                    await rig.run(action)
+                go.touch()
+        assert await rig.stdout("echo room") == "room\n"
         # What is in the way from the start is told before anything runs.
         with (FOLDER / "filler").open("wb") as filler:
             filler.write(bytes(30_000_000))

@@ -385,6 +385,15 @@ async def test_what_an_earlier_server_started_writes_nowhere_near(
         await orphan.wait()
 
 
+async def test_a_folder_that_withstands_is_removed_later(rig: Rig) -> None:
+    root = (await rig.stdout("pwd; touch f; (chattr +i f || true) 2> /dev/null")).strip()
+    immutable = Path(root) / "f"
+    if not immutable.exists():
+        pytest.skip("no file can be made immutable here")
+    subprocess.run(["chattr", "-i", immutable], check=True)
+    await wait_until_removed(immutable.parent.parent)
+
+
 async def test_a_left_file_that_withstands_holds_up_nothing(
     cas: Cas, strategy: Any, tmp_path: Path, open_rig: OpenRig
 ) -> None:

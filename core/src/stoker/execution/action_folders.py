@@ -27,7 +27,7 @@ no later action gets the same folder."""
 
 _LIFE = "life-"
 _FORMER_NAMES = frozenset({"actions", "workers"})
-"""What stoker 0.1 had in place of a folder for each life."""
+"""What servers had before there was a folder for each life."""
 
 _FIRST_PAUSE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 600.0
@@ -49,7 +49,7 @@ async def open_workplace(folder: Path) -> AsyncIterator[Workplace]:
         async with trio.open_nursery() as nursery:
             for path in left:
                 nursery.start_soon(_remove_in_time, path)
-            yield Workplace(life)
+            yield Workplace(life, nursery)
             nursery.cancel_scope.cancel()
         await on_disk("leaving a folder:", partial(_end_life, life))
 
@@ -57,9 +57,11 @@ async def open_workplace(folder: Path) -> AsyncIterator[Workplace]:
 class Workplace:
     """Where an executor lays out its actions: a folder that no other executor uses."""
 
-    def __init__(self, life: Path) -> None:
+    def __init__(self, life: Path, nursery: trio.Nursery) -> None:
+        """Use the folder `life`; what withstands its removal is removed in `nursery`."""
         self.workers = life / "workers"
         """For the persistent workers."""
+        self._nursery = nursery
         self._actions = life / "actions"
         self._numbers = itertools.count(1)
 
@@ -71,7 +73,17 @@ class Workplace:
             await on_disk("making a folder:", partial(_make, folders))
             yield folders
         finally:
-            await _remove(folders.top)
+            await self._remove(folders.top)
+
+    async def _remove(self, folder: Path) -> None:
+        with trio.move_on_after(REMOVAL_SECONDS, shield=True) as scope:
+            try:
+                await trio.to_thread.run_sync(remove_tree, str(folder), abandon_on_cancel=True)
+            except OSError:
+                # It is tried again at once, and told if that fails too.
+                self._nursery.start_soon(_remove_in_time, folder)
+        if scope.cancelled_caught:
+            _log.warning("folder of an action still being removed", folder=str(folder))
 
 
 def _left_over(folder: Path) -> Sequence[Path]:
@@ -105,7 +117,7 @@ async def _remove_in_time(path: Path) -> None:
             await trio.to_thread.run_sync(remove_tree, str(path), abandon_on_cancel=True)
         except OSError as error:
             _log.warning(
-                "what an earlier server left is not removed; trying again",
+                "folder not removed, trying again",
                 folder=str(path),
                 reason=str(error),
                 pause_seconds=pause_seconds,
@@ -123,16 +135,6 @@ def _make(folders: ActionFolders) -> None:
     # Made here, so that one that is absent at the end can only have been removed.
     for stream in (folders.stdout, folders.stderr):
         os.close(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-
-
-async def _remove(folder: Path) -> None:
-    with trio.move_on_after(REMOVAL_SECONDS, shield=True) as scope:
-        try:
-            await trio.to_thread.run_sync(remove_tree, str(folder), abandon_on_cancel=True)
-        except OSError as error:
-            _log.warning("folder of an action not removed", folder=str(folder), reason=str(error))
-    if scope.cancelled_caught:
-        _log.warning("folder of an action still being removed", folder=str(folder))
 
 
 @contextmanager

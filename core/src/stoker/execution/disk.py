@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import trio
@@ -56,25 +58,36 @@ async def on_disk(
         return await trio.to_thread.run_sync(work)
 
 
-def check_room(folder: str) -> None:
-    """Raise StorageFull unless the disk of `folder` has `RESERVE_BYTES` free, and an inode.
+class Disk:
+    """The disk that an executor's folder lies on."""
 
-    This is a look at one moment, and sees no quota: an action that fills the disk and makes room
-    again before it ends goes unnoticed. No error if there is no such folder.
-    """
-    try:
-        status = os.statvfs(folder)
-    except FileNotFoundError:
-        return
-    free_bytes = status.f_bavail * status.f_frsize
-    if free_bytes < RESERVE_BYTES:
-        raise StorageFull(
-            f"the disk of {folder} is full: {free_bytes} bytes are free, "
-            f"and actions need {RESERVE_BYTES} in reserve"
-        )
-    # Some file systems count no inodes.
-    if status.f_files and not status.f_favail:
-        raise StorageFull(f"the disk of {folder} is full: it has no inode left")
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen_full = -math.inf
+
+    def check_room(self, since: float = math.inf) -> None:
+        """Raise StorageFull unless there are `RESERVE_BYTES` free, and an inode.
+
+        Raises it too if anybody has found the disk full `since` that trio time: one action may
+        have filled it while another one wrote. These are looks at single moments, and see no
+        quota: an action that fills the disk and makes room again by itself goes unnoticed.
+        Raises Unavailable if the disk fails.
+        """
+        shortage = self._shortage()
+        if shortage:
+            self._seen_full = trio.current_time()
+            raise StorageFull(f"the disk of {self._folder} is full: {shortage}")
+        if self._seen_full >= since:
+            raise StorageFull(f"the disk of {self._folder} was full while the action ran")
+
+    def _shortage(self) -> str:
+        with disk_errors("looking for free space:"):
+            status = os.statvfs(self._folder)
+        free_bytes = status.f_bavail * status.f_frsize
+        if free_bytes < RESERVE_BYTES:
+            return f"{free_bytes} bytes are free, and actions need {RESERVE_BYTES} in reserve"
+        # Some file systems count no inodes.
+        return "it has no inode left" if status.f_files and not status.f_favail else ""
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import trio
 
 from stoker.action import LoadedAction, Outcome
 from stoker.errors import InvalidRequest
 from stoker.execution.action_folders import open_workplace
+from stoker.execution.disk import Disk
 from stoker.execution.input_root import InputRoot
 from stoker.execution.on_worker import OnWorker
 from stoker.execution.one_shot import OneShot
@@ -59,8 +61,10 @@ class Executor:
         one_shot: OneShot,
         workers: WorkerPool[InputRoot],
         settings: ExecutionSettings,
+        disk: Disk,
     ) -> None:
         self.name = name
+        self._disk = disk
         self._blobs = blobs
         self._one_shot = one_shot
         self._on_worker = OnWorker(name, blobs, workers)
@@ -78,10 +82,18 @@ class Executor:
         """
         stages = Stages(self.name)
         limit_seconds = self._settings.limit_seconds(action)
+        begun = trio.current_time()
+        self._disk.check_room()
         stages.mark("input_fetch_start")
         tree = await read_input_tree(self._blobs, action.input_root)
         run = Run(
-            action=action, tree=tree, limit_seconds=limit_seconds, started=started, stages=stages
+            action=action,
+            tree=tree,
+            limit_seconds=limit_seconds,
+            started=started,
+            stages=stages,
+            disk=self._disk,
+            begun=begun,
         )
         return await self._run_on_worker(run) or await self._one_shot.run(run)
 
@@ -127,5 +139,10 @@ async def open_executor(
             settings=worker_settings,
         ) as workers:
             yield Executor(
-                name=name, blobs=blobs, one_shot=one_shot, workers=workers, settings=settings
+                name=name,
+                blobs=blobs,
+                one_shot=one_shot,
+                workers=workers,
+                settings=settings,
+                disk=Disk(folder),
             )

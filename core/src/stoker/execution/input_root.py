@@ -14,7 +14,7 @@ from pathlib import Path
 from stoker.digest import Digest
 from stoker.errors import BlobNotFound, FailedPrecondition, InputsMissing
 from stoker.execution.arrangement import FileChange, LaidFile, Wanted, arrange, wanted_entries
-from stoker.execution.disk import check_room, on_disk, write_all
+from stoker.execution.disk import on_disk, write_all
 from stoker.execution.input_files import PartialFile, copy_bytes, open_source, write_file
 from stoker.execution.removal import remove_tree
 from stoker.spi import BlobStore
@@ -59,8 +59,8 @@ class InputRoot:
 
         Raises InputsMissing with all blobs that are not in the store, InvalidRequest for a tree
         that no folder can hold, RootReplaced if the folder is not the one of the last time,
-        StorageFull or Unavailable for a disk that is full. After an exception, cancellation
-        included, the folder holds some of both states: lay out again, or remove.
+        Unavailable for a disk that is full. After an exception, cancellation included, the folder
+        holds some of both states: lay out again, or remove.
         """
         wanted = wanted_entries(tree, parents)
         held = {path: self._held[path] for path in wanted.files.keys() & self._held.keys()}
@@ -94,7 +94,6 @@ class InputRoot:
             os.makedirs(self._top, exist_ok=True)
             self._identity = _identity(os.lstat(self._top))
         self.check_intact()
-        check_room(self._top)
         return arrange(self._top, wanted, held)
 
     async def _write(self, changes: list[FileChange]) -> None:

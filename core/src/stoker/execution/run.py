@@ -13,7 +13,7 @@ from stoker.action import LoadedAction, Outcome, resolve_output
 from stoker.digest import Digest
 from stoker.errors import FailedPrecondition, StokerError
 from stoker.execution.arrangement import parent_of
-from stoker.execution.disk import check_room, disk_errors
+from stoker.execution.disk import Disk
 from stoker.execution.input_root import InputRoot
 from stoker.execution.outputs import collect_outputs
 from stoker.execution.stages import Stages
@@ -34,6 +34,9 @@ class Run:
     limit_seconds: float
     started: Started
     stages: Stages
+    disk: Disk
+    begun: float
+    """In trio time."""
     messages: list[str] = field(default_factory=list)
     """Sentences for the person who reads the client's output."""
 
@@ -72,8 +75,7 @@ async def conclude(run: Run, ending: Ending, root: InputRoot | None, blobs: Blob
     former also where the executor's own disk may have cut short what the command wrote.
     """
     if root is not None and ending.error is None:
-        with disk_errors("looking for free space:"):
-            check_room(os.fspath(root.folder))
+        run.disk.check_room(since=run.begun)
     run.stages.mark("output_upload_start")
     uploads = Uploads(run.action.digest.function, blobs)
     result, error = reapi.ActionResult(), ending.error

@@ -16,7 +16,7 @@ import pytest
 
 from stoker.cli import main
 
-NOT_DEFAULTS = ("tls_", "executors", "slots", "worker_protocols")
+NOT_DEFAULTS = ("tls_", "max_bytes", "min_life", "executors", "slots", "worker_protocols")
 
 
 class Terminal:

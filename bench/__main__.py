@@ -13,11 +13,13 @@ from rich.console import Console
 
 from bench import (
     action_cache,
+    buckets,
     byte_stream,
     find_missing,
     one_shot,
     report,
     rpc_unary,
+    storage,
     warm_worker,
 )
 
@@ -28,6 +30,8 @@ MEASUREMENTS = {
     "action_cache": action_cache.measure,
     "one_shot": one_shot.measure,
     "warm_worker": warm_worker.measure,
+    "storage": storage.measure,
+    "buckets": buckets.measure,
 }
 
 TABLE_WIDTH = 150

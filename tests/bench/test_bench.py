@@ -18,6 +18,12 @@ ROWS = {
     "action-cache hit": 2,
     "action of `true`": 2,
     "worker action": 3,
+    "blobs of 4 KiB": 4,
+    "blob of": 4,
+    "start with": 1,
+    "memory with": 1,
+    "evict": 1,
+    "S3": 6,
 }
 
 

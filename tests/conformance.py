@@ -19,6 +19,7 @@ import pytest
 
 _CHECKS = Path(__file__).with_name("conformance.toml")
 _NAMED = re.compile(r"\b([A-Z]{3})-(\d\d(?:(?:, | and |/|…)(?:\1-)?\d\d\b(?!-))*)")
+_PROPERTY = "conformance"
 _RANGE = re.compile(r"(\d\d)(?:…(?:[A-Z]{3}-)?(\d\d))?")
 
 
@@ -67,17 +68,20 @@ class Report:
     """Collects what became of the tests of each check."""
 
     def __init__(self) -> None:
-        self._checks: dict[str, set[Check]] = {}
-        self._outcomes: dict[Check, set[str]] = defaultdict(set)
+        self._outcomes: dict[str, set[str]] = defaultdict(set)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
-            self._checks[item.nodeid] = set(checks_named_in(_source_of(item)))
+            # As a property of the test it also comes back from another process (pytest-xdist).
+            checks = sorted({str(check) for check in checks_named_in(_source_of(item))})
+            item.user_properties.append((_PROPERTY, checks))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            for check in self._checks.get(report.nodeid, ()):
-                self._outcomes[check].add(report.outcome)
+            for name, checks in report.user_properties:
+                if name == _PROPERTY and isinstance(checks, list):
+                    for check in checks:
+                        self._outcomes[check].add(report.outcome)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("conformance")
@@ -89,7 +93,7 @@ class Report:
         for letters, group in groups.items():
             states: dict[str, list[str]] = defaultdict(list)
             for number, strength in sorted(group.strengths.items()):
-                state = self._state(Check(letters, number))
+                state = self._state(str(Check(letters, number)))
                 states[state].append(f"{number:02}{strength}")
             yield (
                 f"{group.section:>7}  {letters + ' ' + group.about:<34}"
@@ -98,7 +102,7 @@ class Report:
             if states["fail"]:
                 yield f"         failing: {' '.join(states['fail'])}"
 
-    def _state(self, check: Check) -> str:
+    def _state(self, check: str) -> str:
         outcomes = self._outcomes.get(check, set())
         if "failed" in outcomes:
             return "fail"

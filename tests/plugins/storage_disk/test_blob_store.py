@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -153,7 +153,8 @@ async def test_descriptors_are_given_back(store: BlobStore) -> None:
         await store.read_many([digest])
         with pytest.raises(BlobNotFound):
             await read(store, SHA256.named(digest.hash, 5))
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    # Fewer where something of an earlier test was collected meanwhile.
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 # --- damage
@@ -310,7 +311,8 @@ def test_full_disk_refuses_writes_and_goes_on_reading(tmp_path: Path) -> None:
         pytest.skip(f"no mount namespace: {probe.stderr.decode().strip()}")
     command = [*enclosed, mount, "sh", *map(str, (tmp_path, sys.executable, program, tmp_path))]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stdout) == (0, "all is well\n"), run.stderr
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.endswith("all is well\n")  # behind what is logged of the full disk
 
 
 async def test_trouble_is_named_and_passes(store: BlobStore, tmp_path: Path) -> None:
@@ -354,8 +356,7 @@ async def test_disk_that_hangs_holds_up_nobody_else(store: BlobStore, tmp_path: 
         await write(store, *blob("another", 300_000))
         assert not nursery.cancel_scope.cancelled_caught
         assert len(nursery.child_tasks) == 10
-        while nursery.child_tasks:
-            # Each open comes to its end when there is a writer; the pipe is no blob, and removed.
-            with suppress(OSError):
-                os.close(os.open(file_of(tmp_path, hanging), os.O_WRONLY | os.O_NONBLOCK))
-            await trio.sleep(0.01)
+        # Each open comes to its end while there is a writer; the pipe is no blob, and removed.
+        # Held until all have ended: one that opens later finds the writer too.
+        writer = os.open(file_of(tmp_path, hanging), os.O_RDWR | os.O_NONBLOCK)
+    os.close(writer)

@@ -7,6 +7,8 @@ with as many bytes, which it does not look at.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import trio
 
 from bench.load import call_again_and_again
@@ -32,11 +34,11 @@ async def _measure(store: str, quick: bool) -> Row:
     calls, rounds = (200, 2) if quick else (6_000, 5)
     result = _result(list(BLOBS))
     request = reapi.GetActionResultRequest(action_digest=ACTION.to_proto()).SerializeToString()
-    with (
-        open_stoker(store) as ours,
-        open_program("bare_server.py", str(result.ByteSize()), "0") as theirs,
-    ):
-        await _fill(ours, result)
+    with ExitStack() as servers:
+        ours = servers.enter_context(open_stoker(store))
+        served = await _fill(ours, result)
+        bare = open_program("bare_server.py", str(served.ByteSize()), "0")
+        theirs = servers.enter_context(bare)
         async with open_channel(ours.address) as to_ours, open_channel(theirs.address) as to_theirs:
 
             async def cost(
@@ -70,11 +72,14 @@ def _result(blobs: list[Digest]) -> reapi.ActionResult:
     return result
 
 
-async def _fill(server: ServerProcess, result: reapi.ActionResult) -> None:
+async def _fill(server: ServerProcess, result: reapi.ActionResult) -> reapi.ActionResult:
+    """File `result`; returns it as it is served, with who filed it in it."""
     async with open_remote(server.address) as remote, open_channel(server.address) as channel:
         await remote.upload_blobs(BLOBS)
         update = reapi.UpdateActionResultRequest(
             action_digest=ACTION.to_proto(), action_result=result
         )
         await channel.unary_unary(f"{_ACTION_CACHE}/UpdateActionResult", update, reapi.ActionResult)
-        assert await remote.action_result(ACTION) == result
+        served = await remote.action_result(ACTION)
+        assert served is not None
+        return served

@@ -125,8 +125,7 @@ class Index:
         self.generation = 0
         """How many times it was replaced by an empty one since it was opened."""
         try:
-            self._connection = _open(self._path)
-            self.was_complete = self._look()
+            self._connection, self.was_complete = self._open_and_look()
         except sqlite3.DatabaseError as error:
             if not _means_damage(error):
                 raise _translated(error, self._path) from error
@@ -135,9 +134,17 @@ class Index:
             self.was_complete = False
         self._write("UPDATE facts SET opened_by = ?1", _boot())
 
-    def _look(self) -> bool:
+    def _open_and_look(self) -> tuple[sqlite3.Connection, bool]:
+        connection = _open(self._path)
+        try:
+            return connection, self._look(connection)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _look(self, connection: sqlite3.Connection) -> bool:
         """Whether the index can be believed to know every file of the folder."""
-        ((opened_by, complete, total),) = self._connection.execute("SELECT * FROM facts")
+        ((opened_by, complete, total),) = connection.execute("SELECT * FROM facts")
         self.total_bytes = int(total)
         # After a mere crash of the process all that it had committed is here; after one of the
         # machine, the last commits may be lost, while the files they told of are not.
@@ -273,7 +280,12 @@ def now_ms() -> int:
 
 def _connect(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous = NORMAL")
+    try:
+        # The first statement is what finds out that a file is no database.
+        connection.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

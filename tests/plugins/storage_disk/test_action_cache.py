@@ -80,7 +80,10 @@ async def test_any_damage_counts_as_absent_and_is_removed(
         file.write_bytes(data)
         with capture_logs() as logs:
             assert await cache.get(KEY) is None
-        assert [entry["log_level"] for entry in logs] == ["warning"]
+        # Besides, the index may tell that it has been filled.
+        levels = [entry["log_level"] for entry in logs]
+        assert levels.count("warning") == 1
+        assert set(levels) <= {"info", "warning"}
         assert not file.exists()
     await cache.update(KEY, RESULT)
     assert await cache.get(KEY) == RESULT

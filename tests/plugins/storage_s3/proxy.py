@@ -89,7 +89,8 @@ class Proxy:
         try:
             async with await trio.open_tcp_stream("127.0.0.1", self._upstream_port) as server:
                 await self._join(_Reader(client), client, server)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            # A client that goes away, or that does not trust the certificate, is its own affair.
             await trio.aclose_forcefully(client)
 
     async def _join(

@@ -27,12 +27,17 @@ class _Judged(NamedTuple):
 
 @asynccontextmanager
 async def open_findings(upkeep: Upkeep) -> AsyncIterator[AsyncIterator[ScrubFinding]]:
-    """What `BlobStore.scrub` promises; besides, files that the index does not know are noted."""
+    """What `BlobStore.scrub` promises; besides, files that the index does not know are noted.
+
+    While the index is still being filled from the files this waits: filling drops files of a
+    wrong size too, and what it had dropped would be missing from the findings.
+    """
     async with aclosing(_findings(upkeep)) as findings:
         yield findings
 
 
 async def _findings(upkeep: Upkeep) -> AsyncGenerator[ScrubFinding, None]:
+    await upkeep.wait_complete()
     steps = _steps(upkeep)
     checked = 0
     while (judged := await upkeep.threads.read(_trip, steps)) is not None:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 import msgspec
 
 from stoker.errors import ConfigurationError, InvalidRequest
-from stoker.execution.executor import ExecutionSettings
+from stoker.execution.settings import ExecutionSettings
 from stoker.frontend.instances import check_instance_name
 from stoker.plugins import NOUNS, SUPPLIERS, Catalogue
 from stoker.scheduler.scheduler import SchedulerSettings

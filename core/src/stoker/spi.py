@@ -21,7 +21,7 @@ with a default body, so that an old plugin lives on.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar, 
 
 import msgspec
 import pluggy
+import trio
 
 from stoker.digest import DIGEST_FUNCTIONS, SHA256, Digest, DigestFunction
 from stoker.errors import (
@@ -53,8 +54,6 @@ from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    import trio
 
 __all__ = [
     # plugins and configuration
@@ -82,7 +81,10 @@ __all__ = [
     "ExecutionStrategy",
     "Process",
     "ProcessSpec",
+    "ProcessUser",
+    "Limits",
     "Exit",
+    "ResourceUsage",
     "Sandbox",
     # persistent workers
     "WorkerProtocol",
@@ -110,6 +112,8 @@ __all__ = [
 hookimpl = pluggy.HookimplMarker("stoker")
 
 Service_co = TypeVar("Service_co", covariant=True)
+
+_COPY_BYTES = 1024 * 1024
 
 
 # --- plugins and configuration -------------------------------------------------------------------
@@ -303,6 +307,17 @@ class BlobStore(abc.ABC):
         """
         return _unkept_upload(self, digest, upload)
 
+    async def write_file(self, digest: Digest, path: Path) -> None:
+        """Publish the file at `path`, whose bytes the caller has found to be `digest`.
+
+        The file is the store's: it may be moved away, and nobody may have it open for writing.
+        Where it stays, it is unchanged, and the caller's to remove. As for `open_write`
+        otherwise; raises FileNotFoundError if there is no such file. By default it is copied.
+        """
+        async with self.open_write(digest) as writer, await trio.open_file(path, "rb") as file:
+            while data := await file.read(_COPY_BYTES):
+                await writer.write(data)
+
     async def uploaded_bytes(self, digest: Digest, upload: str) -> int:
         """How many bytes `open_upload` would go on behind. Raises Unavailable."""
         del digest, upload
@@ -406,6 +421,24 @@ class ActionCache(abc.ABC):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a process may use, together with all that come of it; None for no bound."""
+
+    cpus: float | None = None
+    """Processors' worth of time: 1.5 is one and a half of them."""
+    memory_bytes: int | None = None
+    processes: int | None = None
+    """Processes and threads at once."""
+
+
+class ProcessUser(NamedTuple):
+    """Whom a process runs as."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSpec:
     """A process to be started. Its folders bear the same names inside any strategy or sandbox."""
 
@@ -426,6 +459,19 @@ class ProcessSpec:
     """The file to write stdout to, with an empty stdin; or None to be given both as pipes."""
     properties: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The action's platform, for strategies and sandboxes that read some of it."""
+    limits: Limits = Limits()
+    """To be enforced as far as the machine allows; see `ExecutionStrategy.enforcement`."""
+    root_changes: bool = False
+    """Whether files below `root` are added, replaced and removed by the server while the process
+    lives, as for a persistent worker; it must see that."""
+
+
+class ResourceUsage(NamedTuple):
+    """What a process used, with all that came of it as far as that could be measured."""
+
+    user_seconds: float
+    system_seconds: float
+    peak_memory_bytes: int
 
 
 class Exit(NamedTuple):
@@ -434,6 +480,10 @@ class Exit(NamedTuple):
     code: int
     """0 to 255; for a process ended by a signal, 128 and the signal's number."""
     signal: int | None = None
+    breach: str = ""
+    """The limit that it ended by, if it did, as a sentence that names the limit and what was
+    used: ``out of memory: the limit is 1073741824 bytes, …``."""
+    usage: ResourceUsage | None = None
 
 
 class Process(abc.ABC):
@@ -460,6 +510,20 @@ class Process(abc.ABC):
 class ExecutionStrategy(abc.ABC):
     """A way to start processes. Calls may overlap."""
 
+    user: ProcessUser | None = None
+    """Whom processes run as, where that is not the server's own user: the folders of the input
+    root, and the temporary directory, are then made to belong to that user."""
+    protects_inputs: bool = False
+    """Whether processes cannot change content, permissions or times of files below their root
+    that belong to the server's user, in whatever way. Inputs are then hard links to blobs; else
+    they are copies."""
+
+    def enforcement(self) -> Sequence[str]:
+        """Sentences for those who run the server: how process trees are ended and limits
+        enforced here, and what cannot be enforced. Logged at start and told by ``stoker check``.
+        """
+        return ()
+
     @abc.abstractmethod
     def start(self, spec: ProcessSpec) -> AbstractAsyncContextManager[Process]:
         """Start a process, for one command or for a worker that lives long.
@@ -472,6 +536,13 @@ class ExecutionStrategy(abc.ABC):
 
 class Sandbox(abc.ABC):
     """An enclosure around processes. Calls may overlap."""
+
+    protects_inputs: bool = False
+    """As for `ExecutionStrategy`, of enclosed processes whose root does not change."""
+
+    def enforcement(self) -> Sequence[str]:
+        """As for `ExecutionStrategy`."""
+        return ()
 
     @abc.abstractmethod
     def enclose(self, spec: ProcessSpec) -> AbstractAsyncContextManager[ProcessSpec]:

@@ -13,7 +13,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from stoker.action import LoadedAction, Outcome, load_action
 from stoker.digest import SHA256, Digest
-from stoker.execution.executor import ExecutionSettings, Executor, open_executor
+from stoker.execution.executor import Executor, open_executor
+from stoker.execution.settings import ExecutionSettings
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import ExecutionStrategy, WorkerProtocol
 from stoker.storage.memory import MemoryBlobStore

@@ -25,7 +25,8 @@ from stoker.errors import (
     Unavailable,
 )
 from stoker.execution.enclosed import Enclosed
-from stoker.execution.executor import ExecutionSettings, open_executor
+from stoker.execution.executor import open_executor
+from stoker.execution.settings import ExecutionSettings
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import Process, ProcessSpec, Sandbox
 from stoker.storage.memory import MemoryBlobStore

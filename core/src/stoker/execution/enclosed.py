@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from stoker.spi import ExecutionStrategy, Process, ProcessSpec, Sandbox
@@ -14,6 +14,14 @@ class Enclosed(ExecutionStrategy):
     def __init__(self, strategy: ExecutionStrategy, sandbox: Sandbox) -> None:
         self._strategy = strategy
         self._sandbox = sandbox
+        self.user = strategy.user
+        self.protects_inputs = strategy.protects_inputs or sandbox.protects_inputs
+        self.protects_changing_inputs = strategy.protects_inputs
+        """As `protects_inputs`, of processes whose root changes while they live."""
+
+    def enforcement(self) -> Sequence[str]:
+        """What the two say of themselves."""
+        return (*self._strategy.enforcement(), *self._sandbox.enforcement())
 
     @asynccontextmanager
     async def start(self, spec: ProcessSpec) -> AsyncIterator[Process]:

@@ -6,48 +6,22 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
-import msgspec
 import trio
 
 from stoker.action import LoadedAction, Outcome
-from stoker.errors import InvalidRequest
 from stoker.execution.action_folders import open_workplace
 from stoker.execution.disk import Disk
 from stoker.execution.input_root import InputRoot
 from stoker.execution.on_worker import OnWorker
 from stoker.execution.one_shot import OneShot
 from stoker.execution.run import Run, Started
+from stoker.execution.settings import ExecutionSettings
 from stoker.execution.stages import Stages
-from stoker.spi import BlobStore, ExecutionStrategy, Settings, WorkerProtocol
+from stoker.spi import BlobStore, ExecutionStrategy, WorkerProtocol
 from stoker.storage.tree import read_input_tree
 from stoker.workers.plan import WorkerPlan, plan_worker
 from stoker.workers.pool import WorkerPool, WorkerSettings, open_worker_pool
-
-_Seconds = Annotated[float, msgspec.Meta(gt=0)]
-
-
-class ExecutionSettings(Settings, frozen=True):
-    """How an executor treats its actions."""
-
-    default_timeout_seconds: _Seconds = 3600.0
-    """For actions that set no timeout themselves (EXE-11)."""
-    maximum_timeout_seconds: _Seconds = 24 * 3600.0
-    """An action that asks for more is refused (EXE-10)."""
-    termination_grace_seconds: Annotated[float, msgspec.Meta(ge=0)] = 5.0
-    """Between asking a command to end (SIGTERM) and ending it (SIGKILL)."""
-
-    def limit_seconds(self, action: LoadedAction) -> float:
-        """How long `action` may run. Raises InvalidRequest if it asks for too long."""
-        if action.timeout_seconds is None:
-            return min(self.default_timeout_seconds, self.maximum_timeout_seconds)
-        if action.timeout_seconds > self.maximum_timeout_seconds:
-            raise InvalidRequest(
-                f"the action's timeout of {action.timeout_seconds:g} s is above this server's "
-                f"limit of {self.maximum_timeout_seconds:g} s"
-            )
-        return action.timeout_seconds
 
 
 class Executor:

@@ -23,8 +23,10 @@ def tune_allocator() -> bool:
 
     Arenas are limited to one a processor, eight times fewer than by default: each keeps what was
     freed in it, so that with more of them the memory of a few large streams depended on which
-    threads happened to take their messages. To be called once, at the start of a process, before gRPC is used.
-    Returns whether it has set anything: elsewhere than on glibc it does nothing.
+    threads happened to take their messages.
+
+    To be called once, at the start of a process, before gRPC is used. Returns whether it has set
+    anything: elsewhere than on glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return False

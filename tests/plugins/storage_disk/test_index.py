@@ -15,7 +15,14 @@ import pytest
 import trio
 
 from stoker import spi
-from stoker.spi import ActionKey, ActionResult, BlobStore, StorageFull, Unavailable
+from stoker.spi import (
+    ActionKey,
+    ActionResult,
+    BlobStore,
+    ConfigurationError,
+    StorageFull,
+    Unavailable,
+)
 from stoker.testing.blob_store_laws import assert_absent, blob, read, write
 from stoker_storage_disk import (
     DiskActionCacheSettings,
@@ -296,6 +303,16 @@ def test_log_stays_short_under_a_load_that_never_pauses(tmp_path: Path) -> None:
     writer.join()
     index.close()
     assert longest < 48 * MIB
+
+
+async def test_damaged_index_that_cannot_be_removed_is_told(tmp_path: Path) -> None:
+    async with open_store(tmp_path) as store:
+        await write_some(store)
+    fill_with_garbage(tmp_path)
+    (tmp_path / "index.sqlite-shm").mkdir()
+    with pytest.raises(ConfigurationError, match=r"index\.sqlite-shm"):
+        async with open_store(tmp_path):
+            pytest.fail("opened")
 
 
 async def test_files_from_the_future_are_evicted(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from stoker.spi import StokerError, StorageFull, Unavailable
+from stoker_storage_disk.folder import storage_errors
 
 _log = structlog.get_logger(__name__)
 
@@ -273,7 +274,8 @@ class Index:
 
     def _begin_anew(self) -> None:
         for suffix in ("", "-wal", "-shm"):
-            with suppress(FileNotFoundError):
+            # The disk that has damaged it may have become read-only by that.
+            with storage_errors(self._path + suffix), suppress(FileNotFoundError):
                 os.unlink(self._path + suffix)
         self.total_bytes = 0
         try:

@@ -170,7 +170,22 @@ def test_a_server_that_is_not_running_is_told(
     assert str(house.folder / "stoker-state/admin.socket") in sentence
 
 
-@pytest.mark.parametrize("age", ["7", "d", "7y", "-1d", ""])
+def test_a_server_in_trouble_is_not_called_absent(house: House) -> None:
+    toml = house.folder / "stoker.toml"
+    disk = '[action_caches.main]\nkind = "disk"\npath = "actions"'
+    toml.write_text(TOML.replace('[action_caches.main]\nkind = "memory"', disk))
+    # Nobody can look at a link that leads to itself.
+    unreadable = house.folder / "actions/sha256" / ("0" * 64) / "ab" / f"{'ab' * 32}-1"
+    unreadable.parent.mkdir(parents=True)
+    unreadable.symlink_to(unreadable)
+    with house.serving():
+        run = house.stoker("ac", "show")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "Too many levels of symbolic links" in run.stderr
+    assert "no server" not in run.stderr
+
+
+@pytest.mark.parametrize("age", ["7", "d", "7y", "-1d", "", "9999w", "9" * 400 + "d"])
 def test_an_age_that_is_none(house: House, age: str) -> None:
     run = house.stoker("ac", "show", "--older-than", age)
     assert (run.returncode, "is no age" in run.stderr) == (2, True)

@@ -99,11 +99,14 @@ class Near(MemoryBlobStore):
         super().__init__(max_bytes)
         self.open: dict[Digest, int] = {}
         self.broken: StokerError | None = None
+        self.open_gate = trio.Event()
+        self.open_gate.set()
 
     @asynccontextmanager
     async def open_read(
         self, digest: Digest, offset: int = 0, limit: int | None = None
     ) -> AsyncIterator[BlobReader]:
+        await self.open_gate.wait()
         if self.broken:
             raise self.broken
         async with super().open_read(digest, offset, limit) as reader:
@@ -559,6 +562,29 @@ async def test_full_queue_holds_writers_up(near: Near, far: Far) -> None:
         far.open_gate.set()
         await write(store, *third)
     assert len(await far.read_many([first[0], second[0], third[0]])) == 3
+
+
+async def test_a_blob_is_queued_although_another_of_its_writers_is_cancelled(
+    near: Near, far: Far
+) -> None:
+    digest, data = blob("of two", 10)
+    async with open_tiered(near, far, writes="back") as store:
+        near.open_gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            first = trio.CancelScope()
+
+            async def write_first() -> None:
+                with first:
+                    await write(store, digest, data)
+
+            nursery.start_soon(write_first)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(write, store, digest, data)
+            await trio.testing.wait_all_tasks_blocked()
+            first.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            near.open_gate.set()
+    assert await read(far, digest) == data
 
 
 async def test_full_queue_before_a_failing_far_store_refuses(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 
 import pytest
+import trio
 
 from stoker.errors import BlobNotFound, InputsMissing, InvalidRequest
 from stoker.protos import remote_execution_pb2 as reapi
@@ -57,6 +58,33 @@ async def chain(store: BlobStore, depth: int) -> Digest:
 
 async def walk(store: BlobStore, root: Digest) -> list[Digest]:
     return [digest async for level in walk_directories(store, root) for digest, _ in level]
+
+
+async def turns_during(work: Callable[[], Awaitable[object]]) -> int:
+    """How many turns another task gets until `work` has ended."""
+    turns = 0
+    async with trio.open_nursery() as nursery:
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(take_turns)
+        await work()
+        nursery.cancel_scope.cancel()
+    return turns
+
+
+async def test_a_large_directory_holds_up_nobody_else(store: BlobStore) -> None:
+    # GEN-29: nothing below is there, so that all turns but a few are those of the parsing.
+    names = (f"{number:08}" for number in range(50_000))
+    absent = SHA256.digest(b"absent")
+    directory = reapi.Directory(directories=[folder(name, absent) for name in names])
+    root = await keep(store, directory)
+    with trio.fail_after(60):
+        assert await turns_during(lambda: walk(store, root)) > 100
 
 
 # --- input trees

@@ -296,10 +296,12 @@ async def test_path_that_is_no_folder(tmp_path: Path) -> None:
 # --- trouble
 
 
-def test_full_disk_refuses_writes_and_goes_on_reading(tmp_path: Path) -> None:
-    # STO-10, BUB-10: on a file system of 1 MiB, which only a namespace of its own lets us mount.
-    program = Path(__file__).with_name("full_disk.py")
-    mount = 'mount -t tmpfs -o size=1m tmpfs "$1" && shift && exec "$@"'
+@pytest.mark.parametrize(("program", "size"), [("full_disk.py", "1m"), ("full_index.py", "128m")])
+def test_full_disk_refuses_writes_and_goes_on_reading(
+    tmp_path: Path, program: str, size: str
+) -> None:
+    # STO-10, BUB-10: on a small file system, which only a namespace of its own lets us mount.
+    mount = f'mount -t tmpfs -o size={size} tmpfs "$1" && shift && exec "$@"'
     enclosed = ["unshare", "-Urm", "sh", "-c"]
     try:
         probe = subprocess.run(
@@ -309,7 +311,8 @@ def test_full_disk_refuses_writes_and_goes_on_reading(tmp_path: Path) -> None:
         pytest.skip("unshare is not installed")
     if probe.returncode != 0:
         pytest.skip(f"no mount namespace: {probe.stderr.decode().strip()}")
-    command = [*enclosed, mount, "sh", *map(str, (tmp_path, sys.executable, program, tmp_path))]
+    script = Path(__file__).with_name(program)
+    command = [*enclosed, mount, "sh", *map(str, (tmp_path, sys.executable, script, tmp_path))]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.endswith("all is well\n")  # behind what is logged of the full disk

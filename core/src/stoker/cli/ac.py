@@ -29,7 +29,10 @@ def age_of(_context: click.Context, _parameter: click.Parameter, value: str | No
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", value)
     if found is None:
         raise click.BadParameter(f"{value!r} is no age, as 90s, 30m, 12h, 7d or 4w are")
-    return float(found[1]) * _UNITS[found[2]]
+    seconds = float(found[1]) * _UNITS[found[2]]
+    if seconds > time.time():
+        raise click.BadParameter(f"{value!r} is no age of a result: it reaches back before 1970")
+    return seconds
 
 
 _FILTERS = (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import click
+import trio
 from google.protobuf.message import Message
 
 from stoker.cli.documents import load_configuration
@@ -40,11 +41,21 @@ async def open_answers(
             await stream.send_eof()
             yield _Answers(stream.receive)
     except RpcError as error:
-        if error.code is not StatusCode.UNAVAILABLE:
+        # A server that has trouble with its disk says UNAVAILABLE too.
+        if error.code is not StatusCode.UNAVAILABLE or await _is_listening(socket):
             raise
         raise click.ClickException(
             f"no server of this configuration is running: nobody listens on {socket}"
         ) from error
+
+
+async def _is_listening(socket: Path) -> bool:
+    try:
+        stream = await trio.open_unix_socket(socket)
+    except OSError:
+        return False
+    await stream.aclose()
+    return True
 
 
 class _Answers(AsyncIterator[ResponseT], Generic[ResponseT]):

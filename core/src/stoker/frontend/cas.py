@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode, b64encode
+from collections.abc import Collection
 from contextlib import suppress
 
 from stoker.digest import Digest
@@ -65,9 +66,7 @@ class CasService:
             instance.request_digests, request.digest_function, request.blob_digests, inline=inline
         )
         missing = await instance.blobs.find_missing(digests)
-        return reapi.FindMissingBlobsResponse(
-            missing_blob_digests=[digest.to_proto() for digest in missing]
-        )
+        return await run(_missing_response, missing, inline=len(missing) <= _INLINE_DIGESTS)
 
     async def batch_update_blobs(
         self, request: reapi.BatchUpdateBlobsRequest, _: ServerCall
@@ -100,6 +99,12 @@ class CasService:
                 if page := pages.add(directory):
                     await call.send(page)
         await call.send(pages.last())
+
+
+def _missing_response(missing: Collection[Digest]) -> reapi.FindMissingBlobsResponse:
+    return reapi.FindMissingBlobsResponse(
+        missing_blob_digests=[digest.to_proto() for digest in missing]
+    )
 
 
 class _Pages:

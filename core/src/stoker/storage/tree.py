@@ -29,6 +29,8 @@ _BATCH_BYTES = 2 * 1024 * 1024
 _BATCH_DIRECTORIES = 1_000
 # Listing or expanding an entry takes 3 µs or so; beyond this number others should not wait for it.
 _INLINE_ENTRIES = 2_000
+# Parsing so much takes a millisecond or so.
+_INLINE_BYTES = 256 * 1024
 # Names are short but a path repeats those of all its parents: a deep chain grows quadratically.
 _MAX_PATH_CHARACTERS = 256 * 1024 * 1024
 
@@ -167,13 +169,16 @@ class _Walk:
     async def read_next(self) -> _Batch | None:
         """The next part of a level, or None after the last."""
         if (digests := next(self._level, None)) is None:
-            self._descend()
+            await _run(self._descend, inline=len(self._below) < _INLINE_ENTRIES)
             if (digests := next(self._level, None)) is None:
                 return None
         batch = await _read_directories(self._blobs, digests)
-        for digest, directory in batch.found:
-            self._below.update(dict.fromkeys(subdirectories(digest, directory)))
+        await _run(self._note_below, batch.found, inline=batch.entries < _INLINE_ENTRIES)
         return batch
+
+    def _note_below(self, found: list[tuple[Digest, reapi.Directory]]) -> None:
+        for digest, directory in found:
+            self._below.update(dict.fromkeys(subdirectories(digest, directory)))
 
     def _descend(self) -> None:
         level = [digest for digest in self._below if digest not in self._seen]
@@ -216,6 +221,11 @@ def _batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
 async def _read_directories(blobs: BlobStore, digests: list[Digest]) -> _Batch:
     stored = [digest for digest in digests if digest != digest.function.empty]
     data = await blobs.read_many(stored) if stored else {}
+    inline = sum(map(len, data.values())) < _INLINE_BYTES
+    return await _run(_parse_batch, digests, data, inline=inline)
+
+
+def _parse_batch(digests: list[Digest], data: Mapping[Digest, bytes]) -> _Batch:
     batch = _Batch([], [])
     for digest in digests:
         if digest == digest.function.empty:

@@ -47,6 +47,7 @@ class WriteBack:
         self._uploads = trio.CapacityLimiter(max_uploads)
         self._journal = journal
         self._pending: set[Digest] = set()
+        self._pinned: set[Digest] = set()
         self._trouble: StokerError | None = None
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -61,9 +62,8 @@ class WriteBack:
         Waits for room while uploads go on. Raises Unavailable when there is none because `far`
         fails, and when `near` has lost the blob already. Cancelled, it may have queued or not.
         """
-        await self._wait_room(digest)
-        if digest in self._pending:
-            await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+        if await self._is_queued(digest):
             return
         if self._journal:
             self._journal.add(digest)
@@ -81,14 +81,23 @@ class WriteBack:
         while self._pending:
             await self._changed.park()
 
-    async def _wait_room(self, digest: Digest) -> None:
-        while digest not in self._pending and len(self._pending) >= self._max_pending:
-            if self._trouble is not None:
-                raise Unavailable(
-                    f"{len(self._pending)} blobs wait to be uploaded, as the far store fails: "
-                    f"{self._trouble}"
-                )
+    async def _is_queued(self, digest: Digest) -> bool:
+        """Wait until another call has queued `digest`, or there is room for it. Returns which."""
+        while digest not in self._pinned:
+            # One that another call is about to pin is not there yet: that call may be cancelled.
+            if digest not in self._pending:
+                if len(self._pending) < self._max_pending:
+                    return False
+                self._check_hope()
             await self._changed.park()
+        return True
+
+    def _check_hope(self) -> None:
+        if self._trouble is not None:
+            raise Unavailable(
+                f"{len(self._pending)} blobs wait to be uploaded, as the far store fails: "
+                f"{self._trouble}"
+            )
 
     async def _start(self, digest: Digest) -> bool:
         # Before the first await, so that nobody else takes the same room.
@@ -105,6 +114,8 @@ class WriteBack:
         try:
             async with self._near.open_read(digest):
                 started = True
+                self._pinned.add(digest)
+                self._changed.unpark_all()
                 task_status.started(value=True)
                 await self._upload(digest)
             self._remove(digest)
@@ -152,6 +163,7 @@ class WriteBack:
 
     def _remove(self, digest: Digest) -> None:
         self._pending.discard(digest)
+        self._pinned.discard(digest)
         if self._journal:
             self._journal.remove(digest, last=not self._pending)
         self._changed.unpark_all()

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from stoker.spi import StokerError, StorageFull, Unavailable
+from stoker_storage_disk.folder import storage_errors
 
 _log = structlog.get_logger(__name__)
 
@@ -28,6 +29,11 @@ _APPLICATION = 0x53544B52  # "STKR": tells this index from any other SQLite file
 # Enough for the hot part of an index of millions of files; it is all that the index keeps in RAM.
 _CACHE_KIB = 8 * 1024
 _CHECKPOINT_BYTES = 4 * 1024 * 1024
+# Above this size of the log, writers have to wait for a moment: under a load that never pauses it
+# would otherwise never be moved to its end, and so never begin anew.
+_LONGEST_LOG_BYTES = 16 * 1024 * 1024
+# What is left of the log's file when it begins anew.
+_KEPT_LOG_BYTES = 2 * 1024 * 1024
 
 _CLEAN = "clean"
 
@@ -213,13 +219,18 @@ class Index:
     def checkpoint(self) -> None:
         """Move what was committed from the log to the table, if it is much.
 
-        On a connection of its own, so that no writer waits for the disk meanwhile.
+        On a connection of its own, so that no writer waits for the disk meanwhile, unless the
+        log has become very long.
         """
+        log = f"{self._path}-wal"
         try:
-            if os.stat(f"{self._path}-wal").st_size < _CHECKPOINT_BYTES:
+            if os.stat(log).st_size < _CHECKPOINT_BYTES:
                 return
             with closing(_connect(self._path)) as connection:
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                _move_log(connection)
+                if os.stat(log).st_size >= _LONGEST_LOG_BYTES:
+                    with self.lock:
+                        _move_log(connection)
         except (OSError, sqlite3.DatabaseError) as error:
             # The next writer meets the same trouble and tells it to somebody.
             _log.warning("index not checkpointed", path=self._path, reason=str(error))
@@ -263,7 +274,8 @@ class Index:
 
     def _begin_anew(self) -> None:
         for suffix in ("", "-wal", "-shm"):
-            with suppress(FileNotFoundError):
+            # The disk that has damaged it may have become read-only by that.
+            with storage_errors(self._path + suffix), suppress(FileNotFoundError):
                 os.unlink(self._path + suffix)
         self.total_bytes = 0
         try:
@@ -289,6 +301,11 @@ def _connect(path: str) -> sqlite3.Connection:
     return connection
 
 
+def _move_log(connection: sqlite3.Connection) -> None:
+    """Move what is in the log to the table. When that is all of it, the next write begins anew."""
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
 def _open(path: str) -> sqlite3.Connection:
     is_new = not os.path.exists(path)
     connection = _connect(path)
@@ -304,6 +321,7 @@ def _prepare(connection: sqlite3.Connection, *, is_new: bool) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     # See `checkpoint`.
     connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute(f"PRAGMA journal_size_limit = {_KEPT_LOG_BYTES}")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     if is_new:
         marks = f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_FORMAT}"

@@ -222,7 +222,10 @@ class Room:
         """Note in the index what was used, if it is much, and nobody is about it."""
         if self.ledger.is_overdue and self._maintenance.acquire(blocking=False):
             try:
-                self._flush()
+                # On a full disk nothing can be noted, and reads go on. The uses wait, and who
+                # looks after the folder tells of the trouble.
+                with suppress(StokerError):
+                    self._flush()
             finally:
                 self._maintenance.release()
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import structlog
 import trio
 
-from stoker.spi import ConfigurationError, StokerError
+from stoker.spi import ConfigurationError, StokerError, Unavailable
 from stoker_storage_disk.bounded import BoundedFolder
 from stoker_storage_disk.folder import (
     INCOMING,
@@ -23,7 +23,7 @@ from stoker_storage_disk.folder import (
     open_folder,
     storage_errors,
 )
-from stoker_storage_disk.index import Index, IndexedFile
+from stoker_storage_disk.index import Index, IndexedFile, now_ms
 from stoker_storage_disk.room import COPY_SUFFIX, Bounds, NotCountedYet
 from stoker_storage_disk.threads import Threads
 
@@ -90,8 +90,10 @@ class Upkeep:
         self.threads = threads
         self._content = content
         self._token = trio.lowlevel.current_trio_token()
-        self._bytes_known = trio.Event()
-        self._complete = trio.Event()
+        self._bytes_known = False
+        self._complete = False
+        self._filling_failure: StokerError | None = None
+        self._filling_changed = trio.Event()
         self._wanted = trio.Event()
         self._is_wanted = False
         self.chores: list[Callable[[], None]] = []
@@ -100,25 +102,37 @@ class Upkeep:
         files.index.on_replaced = self._index_replaced
         if files.index.was_complete:
             files.count()
-            self._bytes_known.set()
-            self._complete.set()
+            self._bytes_known = self._complete = True
 
     async def write(self, work: Callable[[], Answer]) -> Answer:
         """Do, in a thread, work that needs room. It may be begun a second time.
 
         As long as it is unknown how much the folder holds, and it has a bound, this waits.
+        Raises Unavailable when that cannot be found out.
         """
         if self.files.bounds.max_bytes is not None:
-            await self._bytes_known.wait()
+            await self._wait(lambda: self._bytes_known)
         try:
             return await self.threads.write(work)
         except NotCountedYet:
-            await self._complete.wait()
+            await self.wait_complete()
             return await self.threads.write(work)
 
     async def wait_complete(self) -> None:
-        """Wait until every file is in the index."""
-        await self._complete.wait()
+        """Wait until every file is in the index. Raises Unavailable when that does not succeed."""
+        await self._wait(lambda: self._complete)
+
+    async def _wait(self, is_reached: Callable[[], bool]) -> None:
+        while not is_reached():
+            # Tried again before long, but those who wait have clients that wait.
+            if self._filling_failure is not None:
+                raise Unavailable(str(self._filling_failure)) from self._filling_failure
+            await self._filling_changed.wait()
+
+    def _note_filling(self, failure: StokerError | None = None) -> None:
+        self._filling_failure = failure
+        self._filling_changed.set()
+        self._filling_changed = trio.Event()
 
     async def run(self) -> None:
         """Look after the folder until cancelled. Trouble is logged, and tried again."""
@@ -135,7 +149,11 @@ class Upkeep:
     async def _round(self) -> None:
         self._wanted, self._is_wanted = trio.Event(), False
         if not self.files.is_counted:
-            await self._fill_index()
+            try:
+                await self._fill_index()
+            except StokerError as error:
+                self._note_filling(error)
+                raise
         # In steps, so that the server need not wait for all of them when it is to stop.
         while await self.threads.write(self.files.evict):
             pass
@@ -146,6 +164,8 @@ class Upkeep:
             chore()
         if self.files.ledger.is_due:
             self.files.flush()
+        # The clock may be set back at any time.
+        self.files.index.correct_future()
         self.files.index.checkpoint()
 
     def _want(self) -> None:
@@ -164,14 +184,13 @@ class Upkeep:
         self._token.run_sync_soon(self._begin_again)
 
     def _begin_again(self) -> None:
-        if self._complete.is_set():
-            self._complete = trio.Event()
+        self._complete = False
         self._wake()
 
     # --- filling the index
 
     async def _fill_index(self) -> None:
-        if not self._bytes_known.is_set():
+        if not self._bytes_known:
             await self._count_bytes()
         files = 0
         while not self.files.is_counted:
@@ -179,7 +198,8 @@ class Upkeep:
             files = await self._each_folder(self.note_found)
             await self._drop_absent()
             await self.threads.write(self.files.count, generation)
-        self._complete.set()
+        self._complete = True
+        self._note_filling()
         if files:
             _log.info("index filled from the files", path=self.files.folder.path, files=files)
 
@@ -192,13 +212,22 @@ class Upkeep:
 
         await self._each_folder(count)
         self.files.ledger.store(total)
-        self._bytes_known.set()
+        self._bytes_known = True
+        self._note_filling()
 
     def _bytes_of(self, file: FoundFile) -> int:
         if self._content.size_is_in_name:
             return disk_bytes(file.size_in_name)
-        found = self.files.folder.stat(file.name)
+        found = self._stat(file)
         return 0 if found is None else disk_bytes(found.st_size)
+
+    def _stat(self, file: FoundFile) -> os.stat_result | None:
+        try:
+            return self.files.folder.stat(file.name)
+        except Unavailable as error:
+            # It cannot be served, nor evicted: nobody has to wait because of it.
+            _log.warning("file not counted", path=self.files.folder.path, reason=str(error))
+            return None
 
     async def _each_folder(self, work: Callable[[list[FoundFile]], None]) -> int:
         """How many files there were."""
@@ -226,7 +255,7 @@ class Upkeep:
             self.files.remove_copy(orphan)
 
     def _row(self, file: FoundFile, copies: set[str]) -> IndexedFile | None:
-        found = self.files.folder.stat(file.name)
+        found = self._stat(file)
         if found is None:
             return None
         if self._content.size_is_in_name and found.st_size != file.size_in_name:
@@ -234,7 +263,8 @@ class Upkeep:
             self.files.remove_damaged(file.name, found, reason)
             return None
         kind = int(file.name in copies)
-        used_ms = int(max(found.st_atime, found.st_mtime) * 1000)
+        # A file from the future, by a clock that was wrong, would never be the longest unused.
+        used_ms = min(int(max(found.st_atime, found.st_mtime) * 1000), now_ms())
         return IndexedFile(file.name, disk_bytes(found.st_size) * (1 + kind), used_ms, kind)
 
     async def _drop_absent(self) -> None:

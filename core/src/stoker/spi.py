@@ -412,13 +412,6 @@ class ActionCache(abc.ABC):
         """
         raise Unsupported("this kind of action cache cannot list its entries")
 
-    async def look_at(self, key: ActionKey) -> ActionResult | None:
-        """As `get`, for those who look after the cache: to be looked at is not to be used.
-
-        `get` by default, where uses prolong nothing.
-        """
-        return await self.get(key)
-
     async def remove(self, keys: Collection[ActionKey]) -> None:
         """Remove these entries; no error for absent ones. Raises Unsupported by default."""
         raise Unsupported(f"this kind of action cache cannot remove {len(keys)} entries")

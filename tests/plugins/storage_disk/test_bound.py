@@ -375,19 +375,6 @@ async def test_results_are_bounded_too(tmp_path: Path) -> None:
         assert await cache.get(keys[0]) is not None
 
 
-async def test_results_that_are_looked_at_are_not_used(tmp_path: Path) -> None:
-    settings = DiskActionCacheSettings(path=str(tmp_path), max_bytes=400 * KIB, high_water=1.0)
-    keys = [ActionKey("", SHA256.digest(b"%d" % number)) for number in range(8)]
-    async with stoker_action_caches()["disk"].open(settings, CONTEXT) as cache:
-        for key in keys[:7]:
-            await cache.update(key, ActionResult(stdout_raw=bytes(50 * KIB)))
-            await trio.sleep(0.002)
-        assert await cache.look_at(keys[0]) == await cache.get(keys[1])
-        await cache.update(keys[7], ActionResult(stdout_raw=bytes(50 * KIB)))
-        assert await cache.look_at(keys[0]) is None
-        assert await cache.look_at(keys[1]) is not None
-
-
 async def test_results_that_shrink_give_room_back(tmp_path: Path) -> None:
     settings = DiskActionCacheSettings(path=str(tmp_path), max_bytes=400 * KIB)
     key, other = (ActionKey("", SHA256.digest(name)) for name in (b"one", b"other"))

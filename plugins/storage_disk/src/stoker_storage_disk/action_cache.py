@@ -39,9 +39,6 @@ class DiskActionCache(ActionCache):
     async def get(self, key: ActionKey) -> ActionResult | None:
         return await self._threads.read(self._get, key)
 
-    async def look_at(self, key: ActionKey) -> ActionResult | None:
-        return await self._threads.read(self._look_at, key)
-
     async def update(self, key: ActionKey, result: ActionResult) -> None:
         data = _encode(key.namespace, result)
         await self._upkeep.write(lambda: self._write(_name(key), data))
@@ -82,12 +79,6 @@ class DiskActionCache(ActionCache):
     def _get(self, key: ActionKey) -> ActionResult | None:
         name = _name(key)
         entry = self._read(name, self._files.open_file(name))
-        return None if entry is None else entry[1]
-
-    def _look_at(self, key: ActionKey) -> ActionResult | None:
-        name = _name(key)
-        # Past the bookkeeping, as in `_key`.
-        entry = self._read(name, self._files.folder.open_file(name))
         return None if entry is None else entry[1]
 
     def _read(self, name: str, descriptor: int | None) -> tuple[str, ActionResult] | None:

@@ -46,17 +46,6 @@ class BucketActionCache(ActionCache):
         self._toucher = toucher
 
     async def get(self, key: ActionKey) -> ActionResult | None:
-        if (read := await self._read(key)) is None:
-            return None
-        result, found = read
-        self._toucher.consider(_path(key), found)
-        return result
-
-    async def look_at(self, key: ActionKey) -> ActionResult | None:
-        read = await self._read(key)
-        return None if read is None else read[0]
-
-    async def _read(self, key: ActionKey) -> tuple[ActionResult, Found] | None:
         path = _path(key)
         piece = await self._bucket.get_whole(path)
         if piece is None:
@@ -65,7 +54,8 @@ class BucketActionCache(ActionCache):
         if entry is None or entry[0] != key.namespace:
             _log.warning("damaged action result", bucket=self._bucket.name, key=path)
             return None
-        return entry[1], piece.found
+        self._toucher.consider(path, piece.found)
+        return entry[1]
 
     async def update(self, key: ActionKey, result: ActionResult) -> None:
         await self._bucket.put(_path(key), encode(key.namespace, result))

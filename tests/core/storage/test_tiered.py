@@ -92,6 +92,22 @@ class Far(MemoryBlobStore):
         return await super().write_many(blobs)
 
 
+class Unstoppable(MemoryBlobStore):
+    """A far store whose writes end well though they are cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_the_end = trio.Event()
+
+    @asynccontextmanager
+    async def open_write(self, digest: Digest) -> AsyncIterator[BlobWriter]:
+        async with super().open_write(digest) as writer:
+            yield writer
+            self.at_the_end.set()
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+
+
 class Near(MemoryBlobStore):
     """A near store that can lose blobs, and refuses to lose one that is open."""
 
@@ -652,3 +668,37 @@ async def test_absent_everywhere(store: BlobStore) -> None:
     with pytest.raises(BlobNotFound):
         await read(store, digest)
     await assert_absent(store, digest)
+
+
+async def test_upload_that_ends_with_the_store_is_noted(near: Near, tmp_path: Path) -> None:
+    # What a thread has begun, as that of a put to a bucket, ends in spite of cancellation.
+    far, (digest, data) = Unstoppable(), blob("late", 1_000)
+    settings = {"writes": "back", "journal": "uploads", "drain_seconds": 0}
+    async with open_tiered(near, far, tmp_path, **settings) as store:
+        await write(store, digest, data)
+        await far.at_the_end.wait()
+    assert await far.find_missing([digest]) == set()
+    journal = Journal(tmp_path / "uploads")
+    assert journal.pending() == []
+    journal.close()
+
+
+async def test_journal_remembers_those_behind_a_lost_one(
+    near: Near, far: Far, tmp_path: Path
+) -> None:
+    lost, waiting = (blob(name, 1_000) for name in ("lost", "waiting"))
+    settings = {"writes": "back", "journal": "uploads", "drain_seconds": 0}
+    far.open_gate = trio.Event()
+    async with open_tiered(near, far, tmp_path, **settings) as store:
+        await write(store, *lost)
+        await write(store, *waiting)
+    near.evict(lost[0])
+    for _ in range(2):
+        with capture_logs():
+            async with open_tiered(near, far, tmp_path, **settings):
+                # Read as another process would after a kill at this moment.
+                copy = tmp_path / "copy"
+                copy.write_bytes((tmp_path / "uploads").read_bytes())
+                journal = Journal(copy)
+                assert journal.pending() == [waiting[0]]
+                journal.close()

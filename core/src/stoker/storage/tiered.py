@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    closing,
+    suppress,
+)
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -242,14 +248,26 @@ async def open_tiered_blob_store(
     if settings.near == settings.far:
         raise ConfigurationError([f"near and far are both {settings.near!r}"])
     near, far = context.blob_store(settings.near), context.blob_store(settings.far)
-    async with trio.open_nursery() as nursery:
+    # The journal outlives the nursery: an upload may end while the nursery is being cancelled.
+    async with _open_journal(settings, context) as journal, trio.open_nursery() as nursery:
         fills = Fills(nursery, near, far)
         if settings.writes == "back":
-            async with _open_queue(nursery, near, far, settings, context) as queue:
+            async with _open_queue(nursery, near, far, settings, journal) as queue:
                 yield TieredBlobStore(near, far, fills, queue=queue)
         else:
             yield TieredBlobStore(near, far, fills, writes_far=settings.writes == "through")
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_journal(
+    settings: TieredBlobStoreSettings, context: spi.Context
+) -> AsyncIterator[Journal | None]:
+    if settings.writes != "back" or not settings.journal:
+        yield None
+        return
+    with closing(Journal(context.path(settings.journal))) as journal:
+        yield journal
 
 
 @asynccontextmanager
@@ -258,9 +276,8 @@ async def _open_queue(
     near: BlobStore,
     far: BlobStore,
     settings: TieredBlobStoreSettings,
-    context: spi.Context,
+    journal: Journal | None,
 ) -> AsyncIterator[WriteBack]:
-    journal = Journal(context.path(settings.journal)) if settings.journal else None
     queue = WriteBack(
         nursery,
         near,
@@ -269,16 +286,12 @@ async def _open_queue(
         max_uploads=settings.max_uploads,
         journal=journal,
     )
-    try:
-        await queue.resume()
-        yield queue
-        with trio.move_on_after(settings.drain_seconds):
-            await queue.wait_empty()
-        if queue.pending:
-            log.warning("blobs are not uploaded", count=queue.pending, journal=settings.journal)
-    finally:
-        if journal:
-            journal.close()
+    await queue.resume()
+    yield queue
+    with trio.move_on_after(settings.drain_seconds):
+        await queue.wait_empty()
+    if queue.pending:
+        log.warning("blobs are not uploaded", count=queue.pending, journal=settings.journal)
 
 
 def _without(digests: Collection[Digest], found: Mapping[Digest, bytes]) -> list[Digest]:

@@ -72,7 +72,10 @@ class WriteBack:
 
     async def resume(self) -> None:
         """Queue what the journal of an earlier run still holds, as far as `near` has it."""
-        for digest in self._journal.pending() if self._journal else ():
+        waiting = self._journal.pending() if self._journal else []
+        # All of them at once: were one the last that waits, the journal would forget the others.
+        self._pending.update(waiting)
+        for digest in waiting:
             if not await self._start(digest):
                 log.warning("blob was lost before it was uploaded", digest=str(digest))
 
@@ -105,7 +108,9 @@ class WriteBack:
         try:
             started: bool = await self._nursery.start(self._hold, digest)
         except trio.Cancelled:
-            self._remove(digest)
+            # Not from the journal: the near store has it, and the next run may upload it.
+            self._pending.discard(digest)
+            self._changed.unpark_all()
             raise
         return started
 

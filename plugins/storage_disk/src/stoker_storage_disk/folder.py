@@ -149,6 +149,7 @@ class Part:
         """How much room was set aside for it; kept by whoever sets it aside."""
         self.sealed = False
         self.published = False
+        self._closed = False
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data`. Raises StorageFull or Unavailable."""
@@ -187,9 +188,12 @@ class Part:
             self.size_bytes = 0
 
     def close(self) -> None:
-        """Close the file and leave it. Raises Unavailable."""
-        with storage_errors(self.path):
-            os.close(self.descriptor)
+        """Close the file and leave it, unless that was done before. Raises Unavailable."""
+        if not self._closed:
+            # First: after an error too, the descriptor may be somebody else's.
+            self._closed = True
+            with storage_errors(self.path):
+                os.close(self.descriptor)
 
     def discard(self) -> None:
         """Close the file, and remove it unless it was published. Raises Unavailable."""

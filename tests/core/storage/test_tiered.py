@@ -702,3 +702,27 @@ async def test_journal_remembers_those_behind_a_lost_one(
                 journal = Journal(copy)
                 assert journal.pending() == [waiting[0]]
                 journal.close()
+
+
+async def test_readers_who_fail_together_have_errors_of_their_own(
+    store: BlobStore, far: Far
+) -> None:
+    # What is noted on the way out names the instance that one of them asks, and not the other.
+    digest, _ = blob("nowhere at all", 10)
+    far.open_gate = trio.Event()
+    caught: list[BlobNotFound] = []
+
+    async def read_and_note(name: str) -> None:
+        with pytest.raises(BlobNotFound) as info:
+            await read(store, digest)
+        info.value.add_note(name)
+        caught.append(info.value)
+
+    async with trio.open_nursery() as nursery:
+        for name in ("one", "two"):
+            nursery.start_soon(read_and_note, name)
+        await trio.testing.wait_all_tasks_blocked()
+        far.open_gate.set()
+    assert far.reads == 1
+    assert sorted(error.__notes__ for error in caught) == [["one"], ["two"]]
+    assert {(error.digest, str(error)) for error in caught} == {(digest, str(BlobNotFound(digest)))}

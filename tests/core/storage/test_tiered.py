@@ -29,7 +29,14 @@ from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.tiered import TieredBlobStoreSettings, open_tiered_blob_store
 from stoker.storage.verifying import VerifyingBlobStore
 from stoker.storage.write_back import Journal
-from stoker.testing.blob_store_laws import BlobStoreLaws, assert_absent, blob, read, write
+from stoker.testing.blob_store_laws import (
+    BlobStoreLaws,
+    assert_absent,
+    blob,
+    read,
+    upload_rest,
+    write,
+)
 
 MODES = ("through", "back", "near-only")
 
@@ -613,6 +620,10 @@ async def test_full_queue_before_a_failing_far_store_refuses(
         with pytest.raises(Unavailable, match="1 blobs wait to be uploaded"):
             await write(store, *second)
         assert isinstance((await store.write_many(dict([second])))[second[0]], Unavailable)
+        with pytest.raises(Unavailable, match="1 blobs wait to be uploaded"):
+            await upload_rest(store, *second)
+        # Or nobody would write it again, and far never get it.
+        await assert_absent(near, second[0])
 
 
 async def test_blob_that_far_refuses_is_given_up(near: Near, far: Far) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -155,22 +155,19 @@ class TieredBlobStore(BlobStore):
             async with self._near.open_write(digest) as near, self._far.open_write(digest) as far:
                 yield _Both(near, far)
             return
+        await self._wait_room(digest)
         async with self._near.open_write(digest) as near:
             yield near
         await self._upload_later(digest)
 
     async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, StokerError]:
-        failures = await self._far.write_many(blobs) if self._through else {}
+        if self._through:
+            failures = await self._far.write_many(blobs)
+        else:
+            failures = await self._each(blobs, self._wait_room)
         taken = {digest: data for digest, data in blobs.items() if digest not in failures}
         failures |= await self._near.write_many(taken)
-        if self._queue is None:
-            return failures
-        for digest in taken.keys() - failures.keys():
-            try:
-                await self._upload_later(digest)
-            except Unavailable as error:
-                failures[digest] = error
-        return failures
+        return failures | await self._each(taken.keys() - failures.keys(), self._upload_later)
 
     @asynccontextmanager
     async def open_upload(self, digest: Digest, upload: str) -> AsyncIterator[BlobUpload]:
@@ -183,6 +180,7 @@ class TieredBlobStore(BlobStore):
                 yield both
                 await both.replay()
             return
+        await self._wait_room(digest)
         async with self._near.open_upload(digest, upload) as near:
             yield near
         await self._upload_later(digest)
@@ -190,9 +188,27 @@ class TieredBlobStore(BlobStore):
     async def uploaded_bytes(self, digest: Digest, upload: str) -> int:
         return await self._near.uploaded_bytes(digest, upload)
 
+    async def _wait_room(self, digest: Digest) -> None:
+        # Before the near one has the blob: a client whose write is refused is to write it again,
+        # and would be told that it is present.
+        if self._queue is not None:
+            await self._queue.wait_room(digest)
+
     async def _upload_later(self, digest: Digest) -> None:
         if self._queue is not None:
             await self._queue.add(digest)
+
+    async def _each(
+        self, digests: Collection[Digest], work: Callable[[Digest], Awaitable[None]]
+    ) -> dict[Digest, StokerError]:
+        """Do `work` on each; returns those for which it was not available."""
+        failures: dict[Digest, StokerError] = {}
+        for digest in digests if self._queue is not None else ():
+            try:
+                await work(digest)
+            except Unavailable as error:
+                failures[digest] = error
+        return failures
 
 
 class _Both(BlobWriter):

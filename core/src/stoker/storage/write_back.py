@@ -84,6 +84,15 @@ class WriteBack:
         while self._pending:
             await self._changed.park()
 
+    async def wait_room(self, digest: Digest) -> None:
+        """Wait until `digest` may be queued; ask before the near store takes it.
+
+        Nothing is set aside, so that `add` may have to wait again. Raises Unavailable when there
+        is no room because `far` fails.
+        """
+        await trio.lowlevel.checkpoint()
+        await self._is_queued(digest)
+
     async def _is_queued(self, digest: Digest) -> bool:
         """Wait until another call has queued `digest`, or there is room for it. Returns which."""
         while digest not in self._pinned:

@@ -328,6 +328,27 @@ async def test_path_that_is_no_folder(tmp_path: Path) -> None:
             pytest.fail("opened a file")
 
 
+async def test_folders_of_others_are_synced_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As when another writer has made them a moment ago, and has not synced them yet.
+    digest, data = blob("lasting", 100)
+    folder = file_of(tmp_path, digest).parent
+    folder.mkdir(parents=True)
+    synced: list[Path] = []
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    async with open_store(tmp_path, fsync=True) as store:
+        monkeypatch.setattr(os, "fsync", note)
+        await write(store, digest, data)
+        assert synced == [folder, folder.parent, tmp_path]
+        synced.clear()
+        await write(store, digest, data)
+        assert synced == [folder]
+
+
 # --- trouble
 
 

@@ -665,6 +665,22 @@ async def test_journal_remembers_over_a_restart(near: Near, far: Far, tmp_path: 
     journal.close()
 
 
+async def test_journal_keeps_short_while_some_always_wait(tmp_path: Path) -> None:
+    digests = [blob(f"{number}", 10)[0] for number in range(2_000)]
+    always = digests[:2]
+    journal = Journal(tmp_path / "uploads")
+    for digest in always:
+        journal.add(digest)
+    for digest in digests[2:]:
+        journal.add(digest)
+        journal.remove(digest, always)
+        assert (tmp_path / "uploads").stat().st_size < 300 * 100
+    journal.close()
+    journal = Journal(tmp_path / "uploads")
+    assert journal.pending() == always
+    journal.close()
+
+
 async def test_a_store_is_not_its_own_far_side(near: Near) -> None:
     context = spi.Context("both", Path(), {"blob_stores": {"near": near}})
     with pytest.raises(ConfigurationError):

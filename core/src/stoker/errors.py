@@ -7,7 +7,7 @@ table from these to gRPC statuses. Any other exception is a bug.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from stoker.digest import Digest
@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 
 class StokerError(Exception):
     """Root of stoker's own errors."""
+
+    def again(self) -> Self:
+        """The same error, for another task that waited for the same thing.
+
+        What is noted on one is not on the other: a note may name what only one client knows of.
+        """
+        twin = type(self).__new__(type(self), *self.args)
+        twin.__dict__ |= {name: fact for name, fact in vars(self).items() if name != "__notes__"}
+        twin.__cause__ = self.__cause__
+        return twin
 
 
 def sole_cause(error: BaseException) -> BaseException:

@@ -405,6 +405,13 @@ class ActionCache(abc.ABC):
         Raises StorageFull or Unavailable.
         """
 
+    async def peek(self, key: ActionKey) -> ActionResult | None:
+        """As `get`, for those who look after the cache: it does not count as a use.
+
+        By default it is `get`, for caches that forget nothing. Raises Unavailable.
+        """
+        return await self.get(key)
+
     def open_entries(self) -> AbstractAsyncContextManager[AsyncIterator[ActionKey]]:
         """The keys of all entries, in no order, for those who look after the cache.
 

@@ -262,6 +262,22 @@ async def test_server_that_is_silent_is_not_available() -> None:
             await store.find_missing([KEY.action])
 
 
+async def test_server_that_names_no_blob_is_at_fault_and_not_the_client() -> None:
+    # STO-04
+    async def name_nonsense(_: reapi.FindMissingBlobsRequest, __: ServerCall) -> Any:
+        return reapi.FindMissingBlobsResponse(missing_blob_digests=[reapi.Digest(hash="zz")])
+
+    method = unary_unary(
+        name_nonsense, reapi.FindMissingBlobsRequest, reapi.FindMissingBlobsResponse
+    )
+    async with (
+        open_odd_server(FindMissingBlobs=method) as address,
+        open_store(address) as store,
+    ):
+        with pytest.raises(Unavailable, match=address):
+            await store.find_missing([KEY.action])
+
+
 async def test_what_a_server_passes_over_is_neither_absent_nor_written() -> None:
     # STO-04
     digest, data = blob("passed over", 100)

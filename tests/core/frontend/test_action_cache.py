@@ -431,6 +431,19 @@ async def test_contents_that_are_not_their_digest(cache: Client, where: str) -> 
     assert await cache.missing(other) == {other.hash}
 
 
+async def test_contents_are_bound_as_other_uploads_are(tmp_path: Path) -> None:  # CAP-11
+    async with serving(tmp_path, MEMORY_ONLY + "max_blob_bytes = 100\n") as client:
+        large, small = bytes(101), bytes(100)
+        for result in (
+            reapi.ActionResult(stdout_raw=large),
+            reapi.ActionResult(output_files=[file("f", SHA256.digest(large), large)]),
+        ):
+            assert await refused(update(client, result)) is INVALID
+        await update(client, reapi.ActionResult(stdout_raw=small))
+        digests = [SHA256.digest(large), SHA256.digest(small)]
+        assert await client.missing(*digests) == {digests[0].hash}
+
+
 async def test_an_empty_result_gets_a_worker(cache: Client) -> None:  # ACU-08
     assert (await update(cache, reapi.ActionResult())).execution_metadata.worker
     assert (await get(cache)).execution_metadata.worker

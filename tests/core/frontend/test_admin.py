@@ -173,6 +173,28 @@ async def test_many_results_are_purged(tmp_path: Path) -> None:
         assert await answers(address, "ListResults", everything, admin.ListedResult) == []
 
 
+class Counting(MemoryActionCache):
+    """Counts how often its entries are used."""
+
+    uses = 0
+
+    async def get(self, key: ActionKey) -> ActionResult | None:
+        self.uses += 1
+        return await super().get(key)
+
+    async def peek(self, key: ActionKey) -> ActionResult | None:
+        return await super().get(key)
+
+
+async def test_to_be_listed_is_not_to_be_used(tmp_path: Path) -> None:
+    cache = Counting()
+    await cache.update(ActionKey("", action("a")), ActionResult())
+    async with serving(AdminService({"main": cache}, {}), tmp_path) as address:
+        everything = admin.ListResultsRequest()
+        assert len(await answers(address, "ListResults", everything, admin.ListedResult)) == 1
+    assert cache.uses == 0
+
+
 async def test_a_cache_that_cannot_be_listed_is_told_beside_the_others(tmp_path: Path) -> None:
     inner = MemoryActionCache()
     await inner.update(ActionKey("", action("a")), ActionResult())

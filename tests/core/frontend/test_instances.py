@@ -13,7 +13,10 @@ from stoker.digest import SHA256, Digest
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.testing.server import open_test_server
 
-from .conftest import OPERATIONS, REAPI, Client
+from .conftest import OPERATIONS, REAPI, Client, chunks
+
+AC = REAPI + "ActionCache/"
+CAS = REAPI + "ContentAddressableStorage/"
 
 TOML = """
 [blob_stores.one]
@@ -84,6 +87,62 @@ async def test_blobs_are_where_their_store_is(client: Client) -> None:
     assert await client.read(f"readers/blobs/{digest}") == b"only in one"
     with pytest.raises(grpc.RpcError):
         await client.read(f"two/blobs/{digest}")
+
+
+async def test_to_know_a_digest_is_not_to_have_the_blob(client: Client) -> None:
+    # STO-09: an instance on another store gives nothing away, by no route that takes a digest,
+    # and takes nothing on the word of who knows one.
+    secret = reapi.Directory(symlinks=[reapi.SymlinkNode(name="s", target="ecret")])
+    [digest] = await client.put(secret.SerializeToString(), instance_name="team/one")
+    action = SHA256.digest(b"an action")
+    named = reapi.ActionResult(
+        output_files=[reapi.OutputFile(path="secret", digest=digest.to_proto())]
+    )
+    for name in ("team/one", "two"):
+        request = reapi.UpdateActionResultRequest(
+            instance_name=name, action_digest=action.to_proto(), action_result=named
+        )
+        await client.unary(AC + "UpdateActionResult", request, reapi.ActionResult)
+
+    assert await routes_to(client, "two", digest, action) == set()
+    upload = f"two/uploads/u/blobs/{digest}"
+    assert await client.write_status(upload) == (0, False)
+    with pytest.raises(grpc.RpcError) as info:
+        await client.write(chunks(upload, bytes(digest.size_bytes), 100))
+    assert info.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert await routes_to(client, "two", digest, action) == set()
+
+    # Who has the bytes may bring them.
+    assert await client.write(chunks(upload, secret.SerializeToString(), 100)) == digest.size_bytes
+    every = {"FindMissingBlobs", "Read", "BatchReadBlobs", "GetTree", "GetActionResult"}
+    assert await routes_to(client, "two", digest, action) == every
+    # Instances on one store are one house: what is in one can be read in the other.
+    assert await routes_to(client, "readers", digest, action) == every - {"GetActionResult"}
+
+
+async def routes_to(client: Client, name: str, digest: Digest, action: Digest) -> set[str]:
+    """The methods by which instance `name` admits that it has a directory, or a result of it."""
+    batch = reapi.BatchReadBlobsRequest(instance_name=name, digests=[digest.to_proto()])
+    tree = reapi.GetTreeRequest(instance_name=name, root_digest=digest.to_proto())
+    result = reapi.GetActionResultRequest(instance_name=name, action_digest=action.to_proto())
+    found = set()
+    if not await client.missing(digest, instance_name=name):
+        found.add("FindMissingBlobs")
+    answer = await client.unary(CAS + "BatchReadBlobs", batch, reapi.BatchReadBlobsResponse)
+    if answer.responses[0].data or answer.responses[0].status.code != 5:
+        found.add("BatchReadBlobs")
+    for method, asked in (
+        ("Read", client.read(f"{name}/blobs/{digest}")),
+        ("GetTree", client.stream(CAS + "GetTree", tree, reapi.GetTreeResponse)),
+        ("GetActionResult", client.unary(AC + "GetActionResult", result, reapi.ActionResult)),
+    ):
+        try:
+            await asked
+            found.add(method)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                found.add(f"{method}: {error.code()}")
+    return found
 
 
 async def test_each_instance_runs_on_its_own_executors(client: Client) -> None:

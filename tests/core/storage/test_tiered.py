@@ -29,7 +29,14 @@ from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.tiered import TieredBlobStoreSettings, open_tiered_blob_store
 from stoker.storage.verifying import VerifyingBlobStore
 from stoker.storage.write_back import Journal
-from stoker.testing.blob_store_laws import BlobStoreLaws, assert_absent, blob, read, write
+from stoker.testing.blob_store_laws import (
+    BlobStoreLaws,
+    assert_absent,
+    blob,
+    read,
+    upload_rest,
+    write,
+)
 
 MODES = ("through", "back", "near-only")
 
@@ -90,6 +97,22 @@ class Far(MemoryBlobStore):
         if self.down:
             return dict.fromkeys(blobs, Unavailable("the far store is down"))
         return await super().write_many(blobs)
+
+
+class Unstoppable(MemoryBlobStore):
+    """A far store whose writes end well though they are cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_the_end = trio.Event()
+
+    @asynccontextmanager
+    async def open_write(self, digest: Digest) -> AsyncIterator[BlobWriter]:
+        async with super().open_write(digest) as writer:
+            yield writer
+            self.at_the_end.set()
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
 
 
 class Near(MemoryBlobStore):
@@ -597,6 +620,10 @@ async def test_full_queue_before_a_failing_far_store_refuses(
         with pytest.raises(Unavailable, match="1 blobs wait to be uploaded"):
             await write(store, *second)
         assert isinstance((await store.write_many(dict([second])))[second[0]], Unavailable)
+        with pytest.raises(Unavailable, match="1 blobs wait to be uploaded"):
+            await upload_rest(store, *second)
+        # Or nobody would write it again, and far never get it.
+        await assert_absent(near, second[0])
 
 
 async def test_blob_that_far_refuses_is_given_up(near: Near, far: Far) -> None:
@@ -638,6 +665,22 @@ async def test_journal_remembers_over_a_restart(near: Near, far: Far, tmp_path: 
     journal.close()
 
 
+async def test_journal_keeps_short_while_some_always_wait(tmp_path: Path) -> None:
+    digests = [blob(f"{number}", 10)[0] for number in range(2_000)]
+    always = digests[:2]
+    journal = Journal(tmp_path / "uploads")
+    for digest in always:
+        journal.add(digest)
+    for digest in digests[2:]:
+        journal.add(digest)
+        journal.remove(digest, always)
+        assert (tmp_path / "uploads").stat().st_size < 300 * 100
+    journal.close()
+    journal = Journal(tmp_path / "uploads")
+    assert journal.pending() == always
+    journal.close()
+
+
 async def test_a_store_is_not_its_own_far_side(near: Near) -> None:
     context = spi.Context("both", Path(), {"blob_stores": {"near": near}})
     with pytest.raises(ConfigurationError):
@@ -652,3 +695,61 @@ async def test_absent_everywhere(store: BlobStore) -> None:
     with pytest.raises(BlobNotFound):
         await read(store, digest)
     await assert_absent(store, digest)
+
+
+async def test_upload_that_ends_with_the_store_is_noted(near: Near, tmp_path: Path) -> None:
+    # What a thread has begun, as that of a put to a bucket, ends in spite of cancellation.
+    far, (digest, data) = Unstoppable(), blob("late", 1_000)
+    settings = {"writes": "back", "journal": "uploads", "drain_seconds": 0}
+    async with open_tiered(near, far, tmp_path, **settings) as store:
+        await write(store, digest, data)
+        await far.at_the_end.wait()
+    assert await far.find_missing([digest]) == set()
+    journal = Journal(tmp_path / "uploads")
+    assert journal.pending() == []
+    journal.close()
+
+
+async def test_journal_remembers_those_behind_a_lost_one(
+    near: Near, far: Far, tmp_path: Path
+) -> None:
+    lost, waiting = (blob(name, 1_000) for name in ("lost", "waiting"))
+    settings = {"writes": "back", "journal": "uploads", "drain_seconds": 0}
+    far.open_gate = trio.Event()
+    async with open_tiered(near, far, tmp_path, **settings) as store:
+        await write(store, *lost)
+        await write(store, *waiting)
+    near.evict(lost[0])
+    for _ in range(2):
+        with capture_logs():
+            async with open_tiered(near, far, tmp_path, **settings):
+                # Read as another process would after a kill at this moment.
+                copy = tmp_path / "copy"
+                copy.write_bytes((tmp_path / "uploads").read_bytes())
+                journal = Journal(copy)
+                assert journal.pending() == [waiting[0]]
+                journal.close()
+
+
+async def test_readers_who_fail_together_have_errors_of_their_own(
+    store: BlobStore, far: Far
+) -> None:
+    # What is noted on the way out names the instance that one of them asks, and not the other.
+    digest, _ = blob("nowhere at all", 10)
+    far.open_gate = trio.Event()
+    caught: list[BlobNotFound] = []
+
+    async def read_and_note(name: str) -> None:
+        with pytest.raises(BlobNotFound) as info:
+            await read(store, digest)
+        info.value.add_note(name)
+        caught.append(info.value)
+
+    async with trio.open_nursery() as nursery:
+        for name in ("one", "two"):
+            nursery.start_soon(read_and_note, name)
+        await trio.testing.wait_all_tasks_blocked()
+        far.open_gate.set()
+    assert far.reads == 1
+    assert sorted(error.__notes__ for error in caught) == [["one"], ["two"]]
+    assert {(error.digest, str(error)) for error in caught} == {(digest, str(BlobNotFound(digest)))}

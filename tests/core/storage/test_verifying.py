@@ -8,7 +8,13 @@ from contextlib import suppress
 import pytest
 import trio
 
-from stoker.errors import BlobNotFound, DigestMismatch, OffsetOutOfRange, StorageFull
+from stoker.errors import (
+    BlobNotFound,
+    DataLoss,
+    DigestMismatch,
+    OffsetOutOfRange,
+    StorageFull,
+)
 from stoker.spi import SHA256, BlobStore, Digest
 from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.verifying import VerifyingBlobStore
@@ -216,3 +222,26 @@ async def test_cancelled_large_write_leaves_nothing(
     assert scope.cancelled_caught
     assert inner.used_bytes == 0
     await assert_absent(inner, digest)
+
+
+class Unfaithful(MemoryBlobStore):
+    """Holds other bytes than those that were written."""
+
+    def become(self, digest: Digest, data: bytes) -> None:
+        self._blobs[digest] = data
+
+
+@pytest.mark.parametrize("change", [-10, -1, 1, 10])
+async def test_blob_that_its_store_cuts_or_prolongs_is_no_blob(change: int) -> None:
+    # BSR-19: whatever a store of somebody else's does.
+    inner, (digest, data) = Unfaithful(), blob("of another length", 1_000)
+    store = VerifyingBlobStore(inner)
+    inner.become(digest, (data + bytes(10))[: 1_000 + change])
+    with pytest.raises(DataLoss):
+        await read(store, digest)
+    with pytest.raises(DataLoss):
+        await store.read_many([digest])
+    assert await read(store, digest, 10, 20) == data[10:30]
+    if change < 0:
+        with pytest.raises(DataLoss):
+            await read(store, digest, 980, 20)

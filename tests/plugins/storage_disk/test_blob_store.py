@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -157,6 +158,25 @@ async def test_descriptors_are_given_back(store: BlobStore) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
+async def test_batches_at_once_need_few_descriptors(store: BlobStore) -> None:
+    batches = [dict(blob(f"{batch} {n}", 100) for n in range(300)) for batch in range(8)]
+    outcomes = []
+
+    async def write_batch(blobs: dict[Digest, bytes]) -> None:
+        outcomes.append(await store.write_many(blobs))
+
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 100, hard))
+    try:
+        async with trio.open_nursery() as nursery:
+            for blobs in batches:
+                nursery.start_soon(write_batch, blobs)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert outcomes == [{}] * 8
+
+
 # --- damage
 
 
@@ -226,6 +246,21 @@ async def test_sound_file_that_took_a_damaged_ones_place_stays(tmp_path: Path) -
             assert damaged.read() == b"damaged"
 
 
+async def test_sound_file_with_the_number_of_a_damaged_one_stays(tmp_path: Path) -> None:
+    # A file system gives the number of a file that is gone to the next one.
+    async with open_bounded_folder(
+        tmp_path, fsync=False, bounds=Bounds(), content=Content(size_is_in_name=True)
+    ) as upkeep:
+        file = tmp_path / "file"
+        file.write_bytes(b"damaged")
+        os.utime(file, ns=(0, 0))
+        found = file.stat()
+        file.write_bytes(b"healthy")
+        assert file.stat().st_ino == found.st_ino
+        upkeep.files.remove_damaged("file", found, "its bytes are wrong")
+        assert file.read_bytes() == b"healthy"
+
+
 async def test_file_that_shrinks_while_it_is_read(store: BlobStore, tmp_path: Path) -> None:
     # BSR-19
     digest, data = blob("shrinks", 500_000)
@@ -291,6 +326,27 @@ async def test_path_that_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="file"):
         async with open_store(tmp_path / "file"):
             pytest.fail("opened a file")
+
+
+async def test_folders_of_others_are_synced_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As when another writer has made them a moment ago, and has not synced them yet.
+    digest, data = blob("lasting", 100)
+    folder = file_of(tmp_path, digest).parent
+    folder.mkdir(parents=True)
+    synced: list[Path] = []
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    async with open_store(tmp_path, fsync=True) as store:
+        monkeypatch.setattr(os, "fsync", note)
+        await write(store, digest, data)
+        assert synced == [folder, folder.parent, tmp_path]
+        synced.clear()
+        await write(store, digest, data)
+        assert synced == [folder]
 
 
 # --- trouble

@@ -384,3 +384,19 @@ async def test_results_that_shrink_give_room_back(tmp_path: Path) -> None:
             await cache.update(key, ActionResult(stdout_raw=b"small"))
         await cache.update(other, ActionResult(stdout_raw=bytes(300 * KIB)))
         assert await cache.get(key) == ActionResult(stdout_raw=b"small")
+
+
+async def test_results_that_are_looked_at_are_not_used(tmp_path: Path) -> None:
+    settings = DiskActionCacheSettings(path=str(tmp_path), max_bytes=40 * KIB, high_water=1.0)
+    keys = [ActionKey("", SHA256.digest(b"%d" % number)) for number in range(11)]
+    async with stoker_action_caches()["disk"].open(settings, CONTEXT) as cache:
+        for key in keys[:10]:
+            await cache.update(key, ActionResult(exit_code=1))
+            await trio.sleep(0.002)  # so that the index can tell which came first
+        async with cache.open_entries() as entries:
+            async for key in entries:
+                assert await cache.peek(key) is not None
+        assert await cache.peek(keys[0]) is not None
+        await cache.update(keys[10], ActionResult(exit_code=1))
+        assert await cache.peek(keys[0]) is None, "it was the longest unused"
+        assert await cache.peek(keys[2]) is not None

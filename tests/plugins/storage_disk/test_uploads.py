@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from contextlib import AbstractAsyncContextManager
@@ -12,7 +13,14 @@ import pytest
 import trio
 
 from stoker import spi
-from stoker.spi import BlobStore, Digest, InvalidRequest, StorageFull, UploadInProgress
+from stoker.spi import (
+    BlobStore,
+    Digest,
+    InvalidRequest,
+    StorageFull,
+    Unavailable,
+    UploadInProgress,
+)
 from stoker.testing.blob_store_laws import assert_absent, blob, read, upload_rest, write
 from stoker_storage_disk import DiskSettings, stoker_blob_stores
 
@@ -197,3 +205,26 @@ async def test_upload_that_was_about_to_be_published(tmp_path: Path) -> None:
     async with open_store(tmp_path) as store:
         assert await upload_rest(store, digest, data) == len(data)
         assert await read(store, digest) == data
+
+
+async def test_upload_that_is_published_is_kept_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The file has its name, but the disk fails when the folder is to be synced.
+    digest, data = blob("published in spite", 600 * KIB)
+    other, more = blob("needs the room", 300 * KIB)
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "stands for a broken disk")
+
+    (tmp_path / "sha256" / digest.hash[:2]).mkdir(parents=True)
+    async with open_store(tmp_path, fsync=True, max_bytes=MIB) as store:
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "fsync", fail)
+            with pytest.raises(Unavailable):
+                await upload_rest(store, digest, data)
+        assert await store.find_missing([digest]) == set()
+        assert await store.uploaded_bytes(digest, "one") == 0
+        assert partial(tmp_path) == []
+        await write(store, other, more)
+        assert await store.find_missing([digest]) == set(), "there is room for both"

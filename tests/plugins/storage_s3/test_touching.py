@@ -141,3 +141,17 @@ async def test_old_action_result_in_use_is_renewed(
         assert await cache.get(key) == result
         await wait_until_renewed(seaweed, prefix, name, old)
         assert await cache.get(key) == result
+
+
+async def test_old_action_result_that_is_looked_at_is_not_renewed(
+    open_results: OpenResults, seaweed: Seaweed, prefix: str
+) -> None:
+    # STO-06: else listing a cache would make all of it young.
+    key = ActionKey("main", SHA256.digest(b"action"))
+    async with open_results(touch_after_days=SOON) as cache:
+        await cache.update(key, reapi.ActionResult(exit_code=3))
+        [path] = seaweed.keys(prefix)
+        old = await wait_until_old(seaweed, prefix, path)
+        assert await cache.peek(key) == reapi.ActionResult(exit_code=3)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert obstore.head(seaweed.client(prefix), path)["last_modified"] == old

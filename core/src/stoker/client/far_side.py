@@ -103,6 +103,8 @@ def mapping_errors(
         yield
     except RpcError as error:
         raise far_error(error, target, digest, writing=writing) from error
+    except InvalidRequest as error:
+        raise Unavailable(f"the server at {target} answers with nonsense: {error}") from error
     except trio.TooSlowError as error:
         raise Unavailable(f"the server at {target} does not answer in time") from error
 

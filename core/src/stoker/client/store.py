@@ -43,6 +43,7 @@ class RemoteBlobStore(BlobStore):
 
     def __init__(self, calls: Calls, timeout_seconds: float) -> None:
         self._calls = calls
+        self.target = calls.target
         self._timeout_seconds = timeout_seconds
         self._prefix = f"{calls.instance_name}/" if calls.instance_name else ""
         self._max_batch_bytes: int | None = None
@@ -302,7 +303,7 @@ class _StreamWriter(BlobWriter):
                     StatusCode.DATA_LOSS,
                     f"{committed} bytes were taken of blob {self._digest}, and called the whole",
                 ),
-                self._name,
+                self._store.target,
                 writing=True,
             )
 

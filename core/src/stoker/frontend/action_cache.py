@@ -104,12 +104,15 @@ async def _move_contents(
 ) -> None:
     """Move inlined contents to the CAS (ACU-07), to be inlined again for those who ask.
 
-    Raises InvalidRequest for contents that are not what the digest beside them says.
+    Raises InvalidRequest for contents that are not what the digest beside them says, or larger
+    than clients may upload (CAP-11).
     """
     if result.ByteSize() < _THREAD_THRESHOLD_BYTES:
         contents = _take_contents(result, function)
     else:
         contents = await trio.to_thread.run_sync(_take_contents, result, function)
+    for digest in contents:
+        instance.check_size(digest)
     failures = await instance.blobs.write_many(contents) if contents else {}
     for error in failures.values():
         raise error

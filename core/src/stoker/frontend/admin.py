@@ -128,7 +128,7 @@ async def _visit_entries(
             if not _names(wanted, key):
                 continue
             # None: it has gone meanwhile, or was damaged and is gone now.
-            result = await cache.get(key)
+            result = await cache.peek(key)
             if result is not None and _passes(wanted, read_provenance(result)):
                 await visit(key, _listed(name, key, result))
 

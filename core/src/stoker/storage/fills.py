@@ -51,7 +51,8 @@ class Fills:
         fill = self._running.get(digest) or self._start([digest], self._copy)
         await self._wait(fill)
         if fill.error is not None and fill.digests == [digest]:
-            raise fill.error
+            # One for each that waits: they belong to different clients.
+            raise fill.error.again() if isinstance(fill.error, StokerError) else fill.error
         return digest in fill.filled
 
     async def fetch(self, digests: Collection[Digest]) -> dict[Digest, bytes]:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    closing,
+    suppress,
+)
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -149,22 +155,19 @@ class TieredBlobStore(BlobStore):
             async with self._near.open_write(digest) as near, self._far.open_write(digest) as far:
                 yield _Both(near, far)
             return
+        await self._wait_room(digest)
         async with self._near.open_write(digest) as near:
             yield near
         await self._upload_later(digest)
 
     async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, StokerError]:
-        failures = await self._far.write_many(blobs) if self._through else {}
+        if self._through:
+            failures = await self._far.write_many(blobs)
+        else:
+            failures = await self._each(blobs, self._wait_room)
         taken = {digest: data for digest, data in blobs.items() if digest not in failures}
         failures |= await self._near.write_many(taken)
-        if self._queue is None:
-            return failures
-        for digest in taken.keys() - failures.keys():
-            try:
-                await self._upload_later(digest)
-            except Unavailable as error:
-                failures[digest] = error
-        return failures
+        return failures | await self._each(taken.keys() - failures.keys(), self._upload_later)
 
     @asynccontextmanager
     async def open_upload(self, digest: Digest, upload: str) -> AsyncIterator[BlobUpload]:
@@ -177,6 +180,7 @@ class TieredBlobStore(BlobStore):
                 yield both
                 await both.replay()
             return
+        await self._wait_room(digest)
         async with self._near.open_upload(digest, upload) as near:
             yield near
         await self._upload_later(digest)
@@ -184,9 +188,27 @@ class TieredBlobStore(BlobStore):
     async def uploaded_bytes(self, digest: Digest, upload: str) -> int:
         return await self._near.uploaded_bytes(digest, upload)
 
+    async def _wait_room(self, digest: Digest) -> None:
+        # Before the near one has the blob: a client whose write is refused is to write it again,
+        # and would be told that it is present.
+        if self._queue is not None:
+            await self._queue.wait_room(digest)
+
     async def _upload_later(self, digest: Digest) -> None:
         if self._queue is not None:
             await self._queue.add(digest)
+
+    async def _each(
+        self, digests: Collection[Digest], work: Callable[[Digest], Awaitable[None]]
+    ) -> dict[Digest, StokerError]:
+        """Do `work` on each; returns those for which it was not available."""
+        failures: dict[Digest, StokerError] = {}
+        for digest in digests if self._queue is not None else ():
+            try:
+                await work(digest)
+            except Unavailable as error:
+                failures[digest] = error
+        return failures
 
 
 class _Both(BlobWriter):
@@ -242,14 +264,26 @@ async def open_tiered_blob_store(
     if settings.near == settings.far:
         raise ConfigurationError([f"near and far are both {settings.near!r}"])
     near, far = context.blob_store(settings.near), context.blob_store(settings.far)
-    async with trio.open_nursery() as nursery:
+    # The journal outlives the nursery: an upload may end while the nursery is being cancelled.
+    async with _open_journal(settings, context) as journal, trio.open_nursery() as nursery:
         fills = Fills(nursery, near, far)
         if settings.writes == "back":
-            async with _open_queue(nursery, near, far, settings, context) as queue:
+            async with _open_queue(nursery, near, far, settings, journal) as queue:
                 yield TieredBlobStore(near, far, fills, queue=queue)
         else:
             yield TieredBlobStore(near, far, fills, writes_far=settings.writes == "through")
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_journal(
+    settings: TieredBlobStoreSettings, context: spi.Context
+) -> AsyncIterator[Journal | None]:
+    if settings.writes != "back" or not settings.journal:
+        yield None
+        return
+    with closing(Journal(context.path(settings.journal))) as journal:
+        yield journal
 
 
 @asynccontextmanager
@@ -258,9 +292,8 @@ async def _open_queue(
     near: BlobStore,
     far: BlobStore,
     settings: TieredBlobStoreSettings,
-    context: spi.Context,
+    journal: Journal | None,
 ) -> AsyncIterator[WriteBack]:
-    journal = Journal(context.path(settings.journal)) if settings.journal else None
     queue = WriteBack(
         nursery,
         near,
@@ -269,16 +302,12 @@ async def _open_queue(
         max_uploads=settings.max_uploads,
         journal=journal,
     )
-    try:
-        await queue.resume()
-        yield queue
-        with trio.move_on_after(settings.drain_seconds):
-            await queue.wait_empty()
-        if queue.pending:
-            log.warning("blobs are not uploaded", count=queue.pending, journal=settings.journal)
-    finally:
-        if journal:
-            journal.close()
+    await queue.resume()
+    yield queue
+    with trio.move_on_after(settings.drain_seconds):
+        await queue.wait_empty()
+    if queue.pending:
+        log.warning("blobs are not uploaded", count=queue.pending, journal=settings.journal)
 
 
 def _without(digests: Collection[Digest], found: Mapping[Digest, bytes]) -> list[Digest]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from stoker.digest import Digest
-from stoker.errors import DigestMismatch, OffsetOutOfRange, StokerError
+from stoker.errors import DataLoss, DigestMismatch, OffsetOutOfRange, StokerError
 from stoker.spi import BlobReader, BlobStore, BlobUpload, BlobWriter
 from stoker.storage.hashing import THREAD_BYTES, StreamHasher, open_hasher
 
@@ -18,6 +18,9 @@ _KEPT_PIECE_BYTES = 1024 * 1024
 
 class VerifyingBlobStore(BlobStore):
     """`inner`, with every incoming byte counted and hashed, and the empty blob always present.
+
+    What is read is counted: a store that ends a blob early, or goes on behind its end, is told
+    as DataLoss, never as a shorter or longer blob (BSR-19).
 
     The empty blob is never passed on: it is never missing, reads as nothing and may be written
     (FMB-02, BSR-09, BUB-05). Calls may overlap as `inner` allows, which is freely.
@@ -37,14 +40,18 @@ class VerifyingBlobStore(BlobStore):
     async def open_read(
         self, digest: Digest, offset: int = 0, limit: int | None = None
     ) -> AsyncIterator[BlobReader]:
-        """As the store does; and raises OffsetOutOfRange for an offset outside of the blob."""
+        """As the store does; and raises OffsetOutOfRange for an offset outside of the blob.
+
+        The reader raises DataLoss where the store gives other than the announced number of bytes.
+        """
         if not 0 <= offset <= digest.size_bytes:
             raise OffsetOutOfRange(digest, offset)
         if digest == digest.function.empty:
             yield _EmptyReader()
             return
+        rest = digest.size_bytes - offset
         async with self._inner.open_read(digest, offset, limit) as reader:
-            yield reader
+            yield _CountingReader(digest, reader, rest if limit is None else min(limit, rest))
 
     @asynccontextmanager
     async def open_write(self, digest: Digest) -> AsyncIterator[BlobWriter]:
@@ -87,6 +94,9 @@ class VerifyingBlobStore(BlobStore):
     async def read_many(self, digests: Collection[Digest]) -> dict[Digest, bytes]:
         asked = _distinct_not_empty(digests)
         blobs = await self._inner.read_many(asked) if asked else {}
+        for digest, data in blobs.items():
+            if len(data) != digest.size_bytes:
+                raise DataLoss(digest, f"its store has given {len(data)} bytes")
         return blobs | {digest: b"" for digest in digests if digest == digest.function.empty}
 
     async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, StokerError]:
@@ -174,6 +184,21 @@ class _VerifyingUpload(_VerifyingWriter, BlobUpload):
             await self._hasher.update(piece)
             self._size_bytes += len(piece)
         self._is_hashed = True
+
+
+class _CountingReader(BlobReader):
+    def __init__(self, digest: Digest, inner: BlobReader, size_bytes: int) -> None:
+        self._digest = digest
+        self._inner = inner
+        self._left = size_bytes
+
+    async def read(self, max_bytes: int) -> bytes:
+        piece = await self._inner.read(max_bytes)
+        self._left -= len(piece)
+        if self._left < 0 or (self._left and not piece):
+            kind = "more" if self._left < 0 else "fewer"
+            raise DataLoss(self._digest, f"its store gives {abs(self._left)} bytes {kind}")
+        return piece
 
 
 class _EmptyReader(BlobReader):

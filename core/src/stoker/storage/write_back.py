@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from random import SystemRandom
@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 PIECE_BYTES = 1024 * 1024
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 30.0
+# A journal of more lines than this, for each blob that waits, is written anew without the rest.
+_LINES_PER_BLOB = 100
 
 
 class WriteBack:
@@ -46,7 +48,7 @@ class WriteBack:
         self._max_pending = max_pending
         self._uploads = trio.CapacityLimiter(max_uploads)
         self._journal = journal
-        self._pending: set[Digest] = set()
+        self._pending: dict[Digest, None] = {}
         self._pinned: set[Digest] = set()
         self._trouble: StokerError | None = None
         self._changed = trio.lowlevel.ParkingLot()
@@ -72,7 +74,10 @@ class WriteBack:
 
     async def resume(self) -> None:
         """Queue what the journal of an earlier run still holds, as far as `near` has it."""
-        for digest in self._journal.pending() if self._journal else ():
+        waiting = self._journal.pending() if self._journal else []
+        # All of them at once: were one the last that waits, the journal would forget the others.
+        self._pending.update(dict.fromkeys(waiting))
+        for digest in waiting:
             if not await self._start(digest):
                 log.warning("blob was lost before it was uploaded", digest=str(digest))
 
@@ -80,6 +85,15 @@ class WriteBack:
         """Wait until everything is uploaded or given up."""
         while self._pending:
             await self._changed.park()
+
+    async def wait_room(self, digest: Digest) -> None:
+        """Wait until `digest` may be queued; ask before the near store takes it.
+
+        Nothing is set aside, so that `add` may have to wait again. Raises Unavailable when there
+        is no room because `far` fails.
+        """
+        await trio.lowlevel.checkpoint()
+        await self._is_queued(digest)
 
     async def _is_queued(self, digest: Digest) -> bool:
         """Wait until another call has queued `digest`, or there is room for it. Returns which."""
@@ -101,11 +115,13 @@ class WriteBack:
 
     async def _start(self, digest: Digest) -> bool:
         # Before the first await, so that nobody else takes the same room.
-        self._pending.add(digest)
+        self._pending[digest] = None
         try:
             started: bool = await self._nursery.start(self._hold, digest)
         except trio.Cancelled:
-            self._remove(digest)
+            # Not from the journal: the near store has it, and the next run may upload it.
+            self._pending.pop(digest, None)
+            self._changed.unpark_all()
             raise
         return started
 
@@ -162,27 +178,29 @@ class WriteBack:
         self._remove(digest)
 
     def _remove(self, digest: Digest) -> None:
-        self._pending.discard(digest)
+        self._pending.pop(digest, None)
         self._pinned.discard(digest)
         if self._journal:
-            self._journal.remove(digest, last=not self._pending)
+            self._journal.remove(digest, self._pending)
         self._changed.unpark_all()
 
 
 class Journal:
     """A file that remembers which blobs wait to be uploaded, over restarts and kill -9.
 
-    It is not synced to the disk: a loss of power may lose its last lines. For one process.
+    It is not synced to the disk: a loss of power may lose its last lines. It keeps short: most of
+    its lines are of blobs that have gone. For one process.
     """
 
     def __init__(self, path: Path) -> None:
         """Open the journal at `path`, made if need be. Raises OSError."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._file = path.open("a+b", buffering=0)
         self._file.seek(0)
-        waiting = _waiting(self._file.read().decode(errors="replace").split("\n"))
-        self._earlier = waiting
-        self._compact(path)
+        self._earlier = _waiting(self._file.read().decode(errors="replace").split("\n"))
+        self._lines = 0
+        self._compact(self._earlier)
 
     def pending(self) -> list[Digest]:
         """What waited when the journal was opened, in the order in which it came."""
@@ -191,29 +209,37 @@ class Journal:
     def add(self, digest: Digest) -> None:
         """Note that `digest` waits. Raises Unavailable."""
         try:
-            self._file.write(f"+{_line(digest)}".encode())
+            self._append("+", digest)
         except OSError as error:
             raise Unavailable(f"the journal of uploads: {error}") from error
 
-    def remove(self, digest: Digest, *, last: bool) -> None:
-        """Note that `digest` waits no more; `last` where nothing does."""
+    def remove(self, digest: Digest, left: Collection[Digest]) -> None:
+        """Note that `digest` waits no more, and that those `left` do."""
         # A line too many costs no more than a question to the far store.
         with suppress(OSError):
-            if last:
+            if not left:
                 self._file.truncate(0)
+                self._lines = 0
+            elif self._lines > _LINES_PER_BLOB * len(left):
+                self._compact(left)
             else:
-                self._file.write(f"-{_line(digest)}".encode())
+                self._append("-", digest)
 
     def close(self) -> None:
         self._file.close()
 
-    def _compact(self, path: Path) -> None:
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(f"+{_line(digest)}" for digest in self._earlier))
+    def _append(self, sign: str, digest: Digest) -> None:
+        self._file.write(f"{sign}{_line(digest)}".encode())
+        self._lines += 1
+
+    def _compact(self, waiting: Collection[Digest]) -> None:
+        part = self._path.with_name(self._path.name + ".part")
+        part.write_text("".join(f"+{_line(digest)}" for digest in waiting))
         # Renamed when whole: a crash before this leaves the longer journal.
-        part.replace(path)
+        part.replace(self._path)
         self._file.close()
-        self._file = path.open("ab", buffering=0)
+        self._file = self._path.open("ab", buffering=0)
+        self._lines = len(waiting)
 
 
 def _line(digest: Digest) -> str:

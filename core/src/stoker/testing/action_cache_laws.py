@@ -42,6 +42,12 @@ class ActionCacheLaws:
         await cache.update(ActionKey("main", ACTION), result)
         assert await cache.get(ActionKey("main", ACTION)) == result
 
+    async def test_looking_at_a_result_finds_it(self, cache: ActionCache) -> None:
+        assert await cache.peek(ActionKey("main", ACTION)) is None
+        await cache.update(ActionKey("main", ACTION), _result(b"main"))
+        assert await cache.peek(ActionKey("main", ACTION)) == _result(b"main")
+        assert await cache.peek(ActionKey("", ACTION)) is None
+
     async def test_last_update_wins(self, cache: ActionCache) -> None:
         # ACU-05
         key = ActionKey("", ACTION)

@@ -39,6 +39,9 @@ class DiskActionCache(ActionCache):
     async def get(self, key: ActionKey) -> ActionResult | None:
         return await self._threads.read(self._get, key)
 
+    async def peek(self, key: ActionKey) -> ActionResult | None:
+        return await self._threads.read(self._peek, key)
+
     async def update(self, key: ActionKey, result: ActionResult) -> None:
         data = _encode(key.namespace, result)
         await self._upkeep.write(lambda: self._write(_name(key), data))
@@ -72,9 +75,16 @@ class DiskActionCache(ActionCache):
         except (KeyError, InvalidRequest):
             # Not a name that this stoker gives; it never looks there either.
             return None
-        # Past the bookkeeping: to be listed is not to be used.
-        entry = self._read(file.name, self._files.folder.open_file(file.name))
+        entry = self._look_at(file.name)
         return None if entry is None else ActionKey(entry[0], action)
+
+    def _peek(self, key: ActionKey) -> ActionResult | None:
+        entry = self._look_at(_name(key))
+        return None if entry is None else entry[1]
+
+    def _look_at(self, name: str) -> tuple[str, ActionResult] | None:
+        # Past the bookkeeping: to be listed is not to be used.
+        return self._read(name, self._files.folder.open_file(name))
 
     def _get(self, key: ActionKey) -> ActionResult | None:
         name = _name(key)

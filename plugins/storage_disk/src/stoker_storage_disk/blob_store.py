@@ -244,6 +244,10 @@ class DiskBlobStore(BlobStore):
         part = self._files.folder.create_part()
         try:
             self._files.append(part, data)
+            # Sealed now and closed: the parts of a few batches at once would be more files than
+            # many systems let a process have open.
+            self._files.folder.seal(part)
+            part.close()
         except BaseException:
             self._files.discard(part)
             raise
@@ -260,6 +264,10 @@ class DiskBlobStore(BlobStore):
 
     def _keep(self, name: str, upload: DiskUpload) -> None:
         assert upload.part is not None, "it was not discarded"
+        if upload.part.published:
+            # It has its place, though not everything went well after that.
+            upload.discard()
+            return
         # There is less to go on behind then, that is all: what ended the call is told already.
         with suppress(StokerError):
             upload.append()

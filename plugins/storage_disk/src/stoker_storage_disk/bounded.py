@@ -61,7 +61,7 @@ class BoundedFolder(Room):
         """Remove a file, if it is still the one found `damaged`. Raises Unavailable."""
         with self.ledger.claimed([name], condemned=True):
             found = self.folder.stat(name)
-            if found is None or found.st_ino != damaged.st_ino:
+            if found is None or _version(found) != _version(damaged):
                 return
             # The copy was made from it.
             self.drop([IndexedFile(name, disk_bytes(found.st_size), 0, 1)])
@@ -86,7 +86,7 @@ class BoundedFolder(Room):
         failures: dict[str, StokerError] = {}
         with _failing(failures, parts):
             for name, part in parts.items():
-                if replace or not self._is_sound(name, part.size_bytes):
+                if not part.sealed and (replace or not self._is_sound(name, part.size_bytes)):
                     self.folder.seal(part)
             with self.ledger.claimed([*parts]):
                 self._publish(parts, failures, replace=replace)
@@ -188,6 +188,11 @@ class BoundedFolder(Room):
             if self.folder.unlink(name + COPY_SUFFIX):
                 with self.index.lock:
                     self.ledger.store(self.index.drop_copy(name))
+
+
+def _version(file: os.stat_result) -> tuple[int, int, int]:
+    # A number alone is soon given to another file.
+    return file.st_ino, file.st_size, file.st_mtime_ns
 
 
 @contextmanager

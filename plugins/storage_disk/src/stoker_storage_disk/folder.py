@@ -57,6 +57,8 @@ class Folder:
         self.path = str(path)
         self.fsync = fsync
         self._part_numbers = itertools.count()
+        self._lasting: set[Path] = set()
+        """Folders that would be found again themselves."""
 
     def absolute(self, name: str) -> str:
         """Where file `name` is."""
@@ -132,10 +134,17 @@ class Folder:
 
     def sync_folder_of(self, name: str) -> None:
         """With `fsync`, make sure that file `name` would be found again. Raises Unavailable."""
-        if self.fsync:
-            path = self.absolute(name)
-            with storage_errors(path):
-                _sync_folder(Path(path).parent)
+        if not self.fsync:
+            return
+        path = self.absolute(name)
+        folder = Path(path).parent
+        with storage_errors(path):
+            _sync_folder(folder)
+            if folder not in self._lasting:
+                # Whoever has made it need not have come so far, or was told not to.
+                for above in folder.relative_to(self.path).parents:
+                    _sync_folder(Path(self.path) / above)
+                self._lasting.add(folder)
 
 
 class Part:
@@ -149,6 +158,7 @@ class Part:
         """How much room was set aside for it; kept by whoever sets it aside."""
         self.sealed = False
         self.published = False
+        self._closed = False
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data`. Raises StorageFull or Unavailable."""
@@ -187,9 +197,12 @@ class Part:
             self.size_bytes = 0
 
     def close(self) -> None:
-        """Close the file and leave it. Raises Unavailable."""
-        with storage_errors(self.path):
-            os.close(self.descriptor)
+        """Close the file and leave it, unless that was done before. Raises Unavailable."""
+        if not self._closed:
+            # First: after an error too, the descriptor may be somebody else's.
+            self._closed = True
+            with storage_errors(self.path):
+                os.close(self.descriptor)
 
     def discard(self) -> None:
         """Close the file, and remove it unless it was published. Raises Unavailable."""

@@ -46,6 +46,18 @@ class BucketActionCache(ActionCache):
         self._toucher = toucher
 
     async def get(self, key: ActionKey) -> ActionResult | None:
+        found = await self._get(key)
+        if found is None:
+            return None
+        result, facts = found
+        self._toucher.consider(_path(key), facts)
+        return result
+
+    async def peek(self, key: ActionKey) -> ActionResult | None:
+        found = await self._get(key)
+        return None if found is None else found[0]
+
+    async def _get(self, key: ActionKey) -> tuple[ActionResult, Found] | None:
         path = _path(key)
         piece = await self._bucket.get_whole(path)
         if piece is None:
@@ -54,8 +66,7 @@ class BucketActionCache(ActionCache):
         if entry is None or entry[0] != key.namespace:
             _log.warning("damaged action result", bucket=self._bucket.name, key=path)
             return None
-        self._toucher.consider(path, piece.found)
-        return entry[1]
+        return entry[1], piece.found
 
     async def update(self, key: ActionKey, result: ActionResult) -> None:
         await self._bucket.put(_path(key), encode(key.namespace, result))

@@ -84,7 +84,7 @@ class Flights(Generic[Answer]):
             if flight.answers:
                 return flight.answers[0]
             if flight.failure is not None:
-                raise type(flight.failure)(*flight.failure.args)
+                raise flight.failure.again()
         return await self._lead(digest, work)
 
     async def _lead(self, digest: Digest, work: Callable[[], Awaitable[Answer]]) -> Answer:

@@ -112,7 +112,7 @@ class PartsUpload:
 
     def _error(self) -> Exception:
         if isinstance(self._failure, StokerError):
-            return type(self._failure)(*self._failure.args)
+            return self._failure.again()
         if self._failure is not None:
             # A bug, which is to be seen whole.
             return self._failure

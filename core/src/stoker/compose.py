@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import structlog
 import trio
@@ -19,6 +19,7 @@ from stoker.digest import DIGEST_FUNCTION_NAMES
 from stoker.errors import ConfigurationError, StokerError, sole_cause
 from stoker.execution.enclosed import Enclosed
 from stoker.execution.executor import Executor, open_executor
+from stoker.execution.limited import Limited
 from stoker.frontend.action_cache import ActionCacheService
 from stoker.frontend.admin import AdminService
 from stoker.frontend.bytestream import ByteStreamService
@@ -105,11 +106,10 @@ class Services:
             cast("Mapping[str, BlobStore]", leaves["blob_stores"]),
         )
 
-    def strategy(self, name: str) -> ExecutionStrategy:
-        return cast("ExecutionStrategy", self._opened["strategies"][name])
-
-    def sandbox(self, name: str) -> Sandbox:
-        return cast("Sandbox", self._opened["sandboxes"][name])
+    def enclosed(self, table: ExecutorTable) -> Enclosed:
+        """The strategy of an executor, within its sandbox."""
+        strategy = cast("ExecutionStrategy", self._opened["strategies"][table.strategy])
+        return Enclosed(strategy, cast("Sandbox", self._opened["sandboxes"][table.sandbox]))
 
     def worker_protocols(self, names: tuple[str, ...] | None) -> dict[str, WorkerProtocol]:
         """Those of these names; all for None."""
@@ -164,10 +164,17 @@ def _naming(name: ServiceName) -> Iterator[None]:
         raise
 
 
-async def try_services(
-    configuration: Configuration, catalogue: Catalogue
-) -> list[tuple[ServiceName, str | None]]:
-    """Open every service once; returns each with what is wrong with it, or None."""
+class Trial(NamedTuple):
+    """What became of opening every service once."""
+
+    services: list[tuple[ServiceName, str | None]]
+    """Each with what is wrong with it, or None."""
+    enforcement: dict[str, Sequence[str]]
+    """How each executor whose services can be opened isolates and limits its actions."""
+
+
+async def try_services(configuration: Configuration, catalogue: Catalogue) -> Trial:
+    """Open every service once."""
     outcomes: dict[ServiceName, str | None] = {}
     opened = _no_services()
     async with AsyncExitStack() as stack:
@@ -181,7 +188,13 @@ async def try_services(
                 outcomes[name] = None
             except ConfigurationError as error:
                 outcomes[name] = str(error)
-    return [*outcomes.items()]
+        sound = Services(opened)
+        enforcement = {
+            name: Limited(sound.enclosed(table), table.limits).enforcement()
+            for name, table in configuration.executors.items()
+            if table.strategy in opened["strategies"] and table.sandbox in opened["sandboxes"]
+        }
+    return Trial([*outcomes.items()], enforcement)
 
 
 @asynccontextmanager
@@ -194,9 +207,8 @@ async def open_server(
     """
     async with AsyncExitStack() as stack:
         services = await stack.enter_async_context(open_services(configuration, catalogue))
-        scheduler = await stack.enter_async_context(
-            open_scheduler(_offers(configuration.executors), configuration.scheduler)
-        )
+        offers = {name: _offer(table) for name, table in configuration.executors.items()}
+        scheduler = await stack.enter_async_context(open_scheduler(offers, configuration.scheduler))
         instances = [
             _instance(name, table, configuration, services)
             for name, table in configuration.instances.items()
@@ -239,14 +251,12 @@ def _used_executors(configuration: Configuration) -> list[str]:
     return [name for name in configuration.executors if name in used]
 
 
-def _offers(executors: Mapping[str, ExecutorTable]) -> dict[str, Offer]:
-    return {
-        name: {
-            key: (value,) if isinstance(value, str) else value
-            for key, value in table.properties.items()
-        }
-        for name, table in executors.items()
+def _offer(table: ExecutorTable) -> Offer:
+    properties = {
+        key: (value,) if isinstance(value, str) else value
+        for key, value in table.properties.items()
     }
+    return Offer(properties, table.capacity)
 
 
 def _instance(
@@ -274,10 +284,23 @@ async def _open_executor(
     table = configuration.executors[name]
     store = next(i.blob_store for i in configuration.instances.values() if name in i.executors)
     folder = configuration.path(configuration.server.state_directory) / "executors" / name
+    enclosed = services.enclosed(table)
+    limited = Limited(enclosed, table.limits)
+    log.info(
+        "executor opens",
+        executor=name,
+        slots=table.slots,
+        cpus=table.cpus,
+        memory_bytes=table.memory_bytes,
+        enforcement=[*limited.enforcement()],
+    )
     async with open_executor(
         name=name,
         blobs=services.blob_store(store),
-        strategy=Enclosed(services.strategy(table.strategy), services.sandbox(table.sandbox)),
+        strategy=limited,
+        link_inputs=enclosed.protects_inputs,
+        link_worker_inputs=enclosed.protects_changing_inputs,
+        user=enclosed.user,
         protocols=services.worker_protocols(table.worker_protocols),
         folder=folder,
         settings=table.limits,

@@ -16,12 +16,15 @@ from stoker.action import LoadedAction, Outcome
 from stoker.digest import SHA256
 from stoker.errors import Cancelled, InternalError, OperationNotFound, Unavailable
 from stoker.protos import remote_execution_pb2 as reapi
+from stoker.resources import Capacity
+from stoker.scheduler.matching import Offer
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.queue import Stage
 from stoker.scheduler.scheduler import Scheduler, SchedulerSettings, open_scheduler
 from stoker.scheduler.slots import FileResult, Run, serve_slot
 
-EXECUTORS = {"one": {"OSFamily": ("linux",)}}
+CAPACITY = Capacity.of_executor(slots=4, cpus=4, memory_bytes=2**30, default_memory_bytes=None)
+EXECUTORS = {"one": Offer({"OSFamily": ("linux",)}, CAPACITY)}
 
 
 def make_action(name: str, *, cacheable: bool = True) -> LoadedAction:

@@ -16,6 +16,7 @@ from stoker.digest import DIGEST_FUNCTION_NAMES
 from stoker.errors import ConfigurationError
 from stoker.machine import usable_memory_bytes, usable_processors, usable_slots
 from stoker.plugins import Catalogue, Kind, load_catalogue
+from stoker.resources import Capacity, Share
 from stoker.spi import BlobStore, Context, Provider, Settings
 from stoker.storage.memory import MemoryBlobStore
 
@@ -149,8 +150,7 @@ action_cache = "main"
         # resources
         (
             MAIN + '[executors.x]\nstrategy="local"\nmemory_bytes="plenty"',
-            "[executors.x] memory_bytes: expected a number of bytes, or a text such as '16GiB', "
-            "got 'plenty'",
+            "memory_bytes: expected a number of bytes, or a text such as '16GiB', got 'plenty'",
         ),
         (
             MAIN + '[executors.x]\nstrategy="local"\nmemory_bytes=0',

@@ -14,7 +14,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from google.rpc import code_pb2
 
-from stoker.digest import SHA256, Digest
+from stoker.digest import BLAKE3, SHA256, Digest
 from stoker.frontend import execution
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.testing.server import MEMORY_ONLY, open_test_server
@@ -263,6 +263,26 @@ async def test_salt_is_part_of_the_name_and_nothing_more(client: Client) -> None
     assert (plain.cached_result, salted.cached_result, again.cached_result) == (False, False, True)
     assert salted.result.exit_code == 0
     assert salted.result.stdout_digest != plain.result.stdout_digest
+
+
+async def test_outputs_are_named_as_the_request_is(client: Client) -> None:  # RUN-34
+    script = reapi.Command(
+        arguments=["sh", "-c", "echo out; echo err >&2; echo 1 >f; mkdir d; echo 2 >d/g"],
+        output_paths=["f", "d"],
+    ).SerializeToString()
+    action = reapi.Action(
+        command_digest=BLAKE3.digest(script).to_proto(),
+        input_root_digest=BLAKE3.empty.to_proto(),
+    ).SerializeToString()
+    digest = (await client.put(script, action, function=BLAKE3))[1]
+    result = (await run(client, digest, digest_function=BLAKE3.number)).result
+    assert result.stdout_digest == BLAKE3.digest(b"out\n").to_proto()
+    assert result.stderr_digest == BLAKE3.digest(b"err\n").to_proto()
+    assert result.output_files[0].digest == BLAKE3.digest(b"1\n").to_proto()
+    tree = BLAKE3.parse(result.output_directories[0].tree_digest)
+    assert await client.missing(tree, function=BLAKE3) == set()
+    message = reapi.Tree.FromString(await client.read(f"blobs/blake3/{tree}"))
+    assert message.root.files[0].digest == BLAKE3.digest(b"2\n").to_proto()
 
 
 async def test_what_an_action_gets_is_what_it_asks_for(client: Client) -> None:  # SCH-01, RUN-10

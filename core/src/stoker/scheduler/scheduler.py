@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from stoker.action import LoadedAction, Outcome
 from stoker.errors import Cancelled, OperationNotFound, Unavailable
 from stoker.protos import remote_execution_pb2 as reapi
+from stoker.resources import Share
 from stoker.scheduler.matching import Offer
 from stoker.scheduler.operation import Operation, now, operation_name
 from stoker.scheduler.queue import Assignment, Queue, Stage, Task, merge_key
@@ -202,6 +203,10 @@ class Scheduler:
         """How many actions are in the hands of executors."""
         return self._queue.executing
 
+    def free(self, executor: str) -> Share:
+        """The processors and memory of `executor` that no action has."""
+        return self._queue.free(executor)
+
     # --- for executors
 
     @asynccontextmanager
@@ -226,6 +231,9 @@ class Scheduler:
         send, receive = trio.open_memory_channel[Task](1)
         self._idle[executor].append(send)
         self._hand_over(self._queue.offer(executor))
+        # At once where it can be: a turn of the loop would begin what is urgent behind others.
+        with suppress(trio.WouldBlock):
+            return receive.receive_nowait()
         try:
             return await receive.receive()
         except trio.Cancelled:

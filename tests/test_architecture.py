@@ -38,12 +38,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": GROUND
     | {"spi", "plugins", "tables", "frontend", "scheduler", "execution", "workers", "storage"}
     | {"machine"},
+    "tls": {"config", "errors", "rpc"},
     "compose": GROUND
-    | {"spi", "plugins", "tables", "config", "rpc", "frontend", "scheduler", "execution"}
+    | {"spi", "plugins", "tables", "tls", "config", "rpc", "frontend", "scheduler", "execution"}
     | {"storage", "workers"},
     "testing": GROUND | {"spi", "compose", "config", "plugins", "rpc", "storage"},
     "cli": GROUND
-    | {"spi", "compose", "config", "plugins", "tables", "client", "rpc", "__init__", "scheduler"},
+    | {"spi", "compose", "config", "plugins", "tables", "tls", "client", "rpc", "__init__"}
+    | {"scheduler"},
     "__main__": {"cli"},
     "__init__": set(),
 }

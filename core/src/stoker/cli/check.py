@@ -8,10 +8,11 @@ import click
 import trio
 
 from stoker.cli.documents import config_option, load_configuration
-from stoker.compose import load_tls, try_services
+from stoker.compose import try_services
 from stoker.errors import ConfigurationError
 from stoker.plugins import load_catalogue
 from stoker.tables import quoted
+from stoker.tls import load_tls
 
 
 @click.command()

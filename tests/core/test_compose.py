@@ -103,7 +103,7 @@ class Protecting(Sandbox):
     protects_inputs = True
 
     def enforcement(self) -> Sequence[str]:
-        return ("behind bars",)
+        return ("behind bars", "degraded: the bars are of wood")
 
     def enclose(self, spec: ProcessSpec) -> AbstractAsyncContextManager[ProcessSpec]:
         return nullcontext(spec)
@@ -127,6 +127,9 @@ async def test_the_start_log_tells_how_an_executor_isolates(
     [told] = [entry for entry in logs if entry["event"] == "executor opens"]
     assert (told["executor"], told["slots"], told["memory_bytes"]) == ("one", 1, 2**30)
     assert "behind bars" in told["enforcement"]
+    assert [entry["reason"] for entry in logs if entry["log_level"] == "warning"] == [
+        "degraded: the bars are of wood"
+    ]
     [inputs] = [text for text in told["enforcement"] if text.startswith("inputs are")]
     assert "linked to blobs, which actions cannot change; those of persistent workers are" in inputs
 

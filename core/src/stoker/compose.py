@@ -294,6 +294,9 @@ async def _open_executor(
         memory_bytes=table.memory_bytes,
         enforcement=[*limited.enforcement()],
     )
+    for sentence in limited.enforcement():
+        if sentence.startswith("degraded:"):
+            log.warning("executor enforces less than it should", executor=name, reason=sentence)
     async with open_executor(
         name=name,
         blobs=services.blob_store(store),

@@ -20,18 +20,12 @@ class Enclosed(ExecutionStrategy):
         """As `protects_inputs`, of processes whose root changes while they live."""
 
     def enforcement(self) -> Sequence[str]:
-        """Whom actions run as and what their inputs are here, and what the two say themselves."""
+        """What inputs are here, and why, and what the two say themselves."""
         return (
-            self._about_user(),
             self._about_inputs(),
             *self._strategy.enforcement(),
             *self._sandbox.enforcement(),
         )
-
-    def _about_user(self) -> str:
-        if self.user is None:
-            return "actions run as the server's own user"
-        return f"actions run as user {self.user.uid}, group {self.user.gid}"
 
     def _about_inputs(self) -> str:
         if self.protects_changing_inputs:

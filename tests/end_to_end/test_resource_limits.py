@@ -39,8 +39,8 @@ def facts_of(response: reapi.ExecuteResponse) -> dict[str, object]:
     facts: dict[str, object] = {}
     for told in response.result.execution_metadata.auxiliary_metadata:
         message = Struct()
-        assert told.Unpack(message)
-        facts |= dict(message.items())
+        if told.Unpack(message):  # the provenance of a result is beside it
+            facts |= dict(message.items())
     return facts
 
 

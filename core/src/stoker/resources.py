@@ -106,9 +106,10 @@ def requested(platform: Platform) -> Request:
 
 def _largest(platform: Platform, units: Mapping[str, _Unit]) -> int | None:
     amounts = (
-        _amount(name, value, unit)
-        for name, unit in units.items()
-        for value in platform.get(name, ())
+        _amount(name, value, units[name])
+        for name in platform
+        if name in units
+        for value in platform[name]
     )
     return max(amounts, default=None)
 

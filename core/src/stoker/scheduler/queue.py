@@ -208,8 +208,10 @@ class Queue:
 
     def _assign(self) -> list[Assignment]:
         """Hand out what can begin now, in order of rank."""
-        assignments = []
+        assignments: list[Assignment] = []
         saved: set[str] = set()
+        if not self._any_slot(saved):
+            return assignments
         for task in self._heads():
             if not self._any_slot(saved):
                 break

@@ -11,12 +11,14 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 CORE = REPOSITORY / "core" / "src" / "stoker"
 
-GROUND = {"digest", "errors", "action", "protos", "hookspecs"}
+GROUND = {"digest", "errors", "action", "resources", "protos", "hookspecs"}
 MAY_IMPORT: dict[str, set[str]] = {
     # what everybody stands on
     "errors": {"digest"},
     "digest": {"errors", "protos"},
     "action": {"digest", "errors", "protos"},
+    "resources": {"action", "errors"},
+    "machine": set(),
     "hookspecs": {"spi"},
     "protos": set(),
     "spi": {"digest", "errors", "protos"},
@@ -34,13 +36,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tables": GROUND | {"spi"},
     "plugins": GROUND | {"spi"},
     "config": GROUND
-    | {"spi", "plugins", "tables", "frontend", "scheduler", "execution", "workers", "storage"},
+    | {"spi", "plugins", "tables", "frontend", "scheduler", "execution", "workers", "storage"}
+    | {"machine"},
+    "tls": {"config", "errors", "rpc"},
     "compose": GROUND
-    | {"spi", "plugins", "tables", "config", "rpc", "frontend", "scheduler", "execution"}
+    | {"spi", "plugins", "tables", "tls", "config", "rpc", "frontend", "scheduler", "execution"}
     | {"storage", "workers"},
     "testing": GROUND | {"spi", "compose", "config", "plugins", "rpc", "storage"},
     "cli": GROUND
-    | {"spi", "compose", "config", "plugins", "client", "rpc", "__init__", "scheduler"},
+    | {"spi", "compose", "config", "plugins", "tables", "tls", "client", "rpc", "__init__"}
+    | {"scheduler"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 
 from stoker import compose, plugins, spi
@@ -96,6 +97,43 @@ async def test_an_executor_encloses_what_it_runs(  # ISO-11
     assert stdout == b"enclosed rm -rf /\n"
 
 
+class Protecting(Sandbox):
+    """Says that nobody can change inputs in it, unless they change by themselves."""
+
+    protects_inputs = True
+
+    def enforcement(self) -> Sequence[str]:
+        return ("behind bars", "degraded: the bars are of wood")
+
+    def enclose(self, spec: ProcessSpec) -> AbstractAsyncContextManager[ProcessSpec]:
+        return nullcontext(spec)
+
+
+async def test_the_start_log_tells_how_an_executor_isolates(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    @asynccontextmanager
+    async def open_protecting(_: Settings, __: spi.Context) -> AsyncIterator[Sandbox]:
+        yield Protecting()
+
+    installed = {table: dict(catalogue.kinds(table)) for table in plugins.HOOKS}
+    provider: Provider[Sandbox] = Provider(MarkingSettings, open_protecting)
+    installed["sandboxes"]["marking"] = Kind("marking", "sandboxes", provider, "test", "0")
+    document = {**DOCUMENT, "executors": {"one": {**EXECUTOR, "memory_bytes": "1GiB"}}}
+    configuration = check_document(document, tmp_path, Catalogue(installed))
+    with structlog.testing.capture_logs() as logs:
+        async with open_server(configuration, Catalogue(installed)):
+            pass
+    [told] = [entry for entry in logs if entry["event"] == "executor opens"]
+    assert (told["executor"], told["slots"], told["memory_bytes"]) == ("one", 1, 2**30)
+    assert "behind bars" in told["enforcement"]
+    assert [entry["reason"] for entry in logs if entry["log_level"] == "warning"] == [
+        "degraded: the bars are of wood"
+    ]
+    [inputs] = [text for text in told["enforcement"] if text.startswith("inputs are")]
+    assert "linked to blobs, which actions cannot change; those of persistent workers are" in inputs
+
+
 async def test_settings_reach_executor_workers_and_scheduler(
     catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +153,7 @@ async def test_settings_reach_executor_workers_and_scheduler(
     executor = configuration.executors["one"]
     assert (seen["settings"], seen["worker_settings"]) == (executor.limits, executor.workers)
     assert (executor.workers.max_workers, executor.workers.idle_seconds) == (3, 7.0)
+    assert (seen["link_inputs"], seen["link_worker_inputs"], seen["user"]) == (False, False, None)
     assert list(seen["protocols"]) == ["json"]  # type: ignore[call-overload] # a mapping
     assert seen["folder"] == tmp_path / "stoker-state" / "executors" / "one"
 

@@ -14,7 +14,9 @@ import tomli_w
 from stoker.config import Configuration, check_document, effective_document, read_toml
 from stoker.digest import DIGEST_FUNCTION_NAMES
 from stoker.errors import ConfigurationError
+from stoker.machine import usable_memory_bytes, usable_processors, usable_slots
 from stoker.plugins import Catalogue, Kind, load_catalogue
+from stoker.resources import Capacity, Share
 from stoker.spi import BlobStore, Context, Provider, Settings
 from stoker.storage.memory import MemoryBlobStore
 
@@ -66,6 +68,24 @@ def test_a_full_document() -> None:
     assert order.index("[blob_stores.main]") < order.index("[blob_stores.mirror]")
     # What needs no settings needs no table.
     assert {"[strategies.local]", "[sandboxes.none]", "[worker_protocols.json]"} <= set(order)
+
+
+def test_what_an_executor_has() -> None:
+    toml = """
+[executors.x]
+strategy = "local"
+slots = 8
+cpus = 4
+memory_bytes = "16GiB"
+limits = { default_memory_bytes = "500MB", max_processes = 7, enforce_cpus = true }
+"""
+    executor = check(MAIN + toml).executors["x"]
+    assert executor.capacity == Capacity(Share(4000, 16 * 2**30), Share(500, 500_000_000))
+    assert (executor.limits.max_processes, executor.limits.enforce_cpus) == (7, True)
+    default = check(MAIN + '[executors.x]\nstrategy = "local"').executors["x"]
+    assert default.cpus == usable_processors()
+    assert default.memory_bytes == usable_memory_bytes()
+    assert default.slots == usable_slots()
 
 
 def test_every_digest_function_can_be_named() -> None:
@@ -126,6 +146,32 @@ action_cache = "main"
         (
             MAIN + '[executors.x]\nstrategy="local"\nlimits={default_timeout_seconds=1e9}',
             "default_timeout_seconds is above maximum_timeout_seconds",
+        ),
+        # resources
+        (
+            MAIN + '[executors.x]\nstrategy="local"\nmemory_bytes="plenty"',
+            "memory_bytes: expected a number of bytes, or a text such as '16GiB', got 'plenty'",
+        ),
+        (
+            MAIN + '[executors.x]\nstrategy="local"\nmemory_bytes=0',
+            "[executors.x] memory_bytes: expected an integer >= 1",
+        ),
+        (
+            MAIN + '[executors.x]\nstrategy="local"\nslots="2"',
+            "[executors.x] slots: expected an integer, got '2'",
+        ),
+        (
+            MAIN + '[executors.x]\nstrategy="local"\ncpus=0.0',
+            "[executors.x] cpus: expected a number >= 0.001",
+        ),
+        (
+            MAIN + '[executors.x]\nstrategy="local"\nmemory_bytes="1GiB"\n'
+            'limits={default_memory_bytes="2GiB"}',
+            "[executors.x.limits] default_memory_bytes is above the executor's memory_bytes, 10737",
+        ),
+        (
+            MAIN + '[executors.x]\nstrategy="local"\nproperties={cpus="4"}',
+            "[executors.x] properties: 'cpus' asks for an amount and is not matched as a value",
         ),
         (MAIN + f'[server]\nlisten=["127.0.0.1:{"9" * 5000}"]', "neither host:port nor unix"),
         (MAIN + '[server]\nlisten=["127.0.0.1:٣٣"]', "neither host:port nor unix"),

@@ -62,6 +62,8 @@ class Outcome:
     result: reapi.ActionResult | None = None
     error: StokerError | None = None
     cached: bool = False
+    reusable: bool = True
+    """Whether the result tells of the action alone. One that tells of limits here is not filed."""
     message: str = ""
     """For the person who reads the client's output."""
     server_logs: Mapping[str, reapi.LogFile] = field(default_factory=dict)

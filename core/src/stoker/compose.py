@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import structlog
 import trio
@@ -19,6 +18,7 @@ from stoker.digest import DIGEST_FUNCTION_NAMES
 from stoker.errors import ConfigurationError, StokerError, sole_cause
 from stoker.execution.enclosed import Enclosed
 from stoker.execution.executor import Executor, open_executor
+from stoker.execution.limited import Limited
 from stoker.frontend.action_cache import ActionCacheService
 from stoker.frontend.admin import AdminService
 from stoker.frontend.bytestream import ByteStreamService
@@ -31,7 +31,7 @@ from stoker.frontend.provenance import provenance_of_executor, stamp
 from stoker.frontend.status import translate
 from stoker.plugins import Catalogue
 from stoker.protos import remote_execution_pb2 as reapi
-from stoker.rpc import Server, TlsCredentials
+from stoker.rpc import Server
 from stoker.rpc.health import SERVICE_NAME as HEALTH
 from stoker.rpc.health import Health
 from stoker.rpc.reflection import reflection_services
@@ -49,6 +49,7 @@ from stoker.spi import (
 from stoker.storage.completeness import CompleteActionCache
 from stoker.storage.verifying import VerifyingBlobStore
 from stoker.tables import references
+from stoker.tls import load_tls
 
 log = structlog.get_logger(__name__)
 
@@ -105,11 +106,10 @@ class Services:
             cast("Mapping[str, BlobStore]", leaves["blob_stores"]),
         )
 
-    def strategy(self, name: str) -> ExecutionStrategy:
-        return cast("ExecutionStrategy", self._opened["strategies"][name])
-
-    def sandbox(self, name: str) -> Sandbox:
-        return cast("Sandbox", self._opened["sandboxes"][name])
+    def enclosed(self, table: ExecutorTable) -> Enclosed:
+        """The strategy of an executor, within its sandbox."""
+        strategy = cast("ExecutionStrategy", self._opened["strategies"][table.strategy])
+        return Enclosed(strategy, cast("Sandbox", self._opened["sandboxes"][table.sandbox]))
 
     def worker_protocols(self, names: tuple[str, ...] | None) -> dict[str, WorkerProtocol]:
         """Those of these names; all for None."""
@@ -164,10 +164,17 @@ def _naming(name: ServiceName) -> Iterator[None]:
         raise
 
 
-async def try_services(
-    configuration: Configuration, catalogue: Catalogue
-) -> list[tuple[ServiceName, str | None]]:
-    """Open every service once; returns each with what is wrong with it, or None."""
+class Trial(NamedTuple):
+    """What became of opening every service once."""
+
+    services: list[tuple[ServiceName, str | None]]
+    """Each with what is wrong with it, or None."""
+    enforcement: dict[str, Sequence[str]]
+    """How each executor whose services can be opened isolates and limits its actions."""
+
+
+async def try_services(configuration: Configuration, catalogue: Catalogue) -> Trial:
+    """Open every service once."""
     outcomes: dict[ServiceName, str | None] = {}
     opened = _no_services()
     async with AsyncExitStack() as stack:
@@ -181,7 +188,13 @@ async def try_services(
                 outcomes[name] = None
             except ConfigurationError as error:
                 outcomes[name] = str(error)
-    return [*outcomes.items()]
+        sound = Services(opened)
+        enforcement = {
+            name: Limited(sound.enclosed(table), table.limits).enforcement()
+            for name, table in configuration.executors.items()
+            if table.strategy in opened["strategies"] and table.sandbox in opened["sandboxes"]
+        }
+    return Trial([*outcomes.items()], enforcement)
 
 
 @asynccontextmanager
@@ -194,9 +207,8 @@ async def open_server(
     """
     async with AsyncExitStack() as stack:
         services = await stack.enter_async_context(open_services(configuration, catalogue))
-        scheduler = await stack.enter_async_context(
-            open_scheduler(_offers(configuration.executors), configuration.scheduler)
-        )
+        offers = {name: _offer(table) for name, table in configuration.executors.items()}
+        scheduler = await stack.enter_async_context(open_scheduler(offers, configuration.scheduler))
         instances = [
             _instance(name, table, configuration, services)
             for name, table in configuration.instances.items()
@@ -239,14 +251,12 @@ def _used_executors(configuration: Configuration) -> list[str]:
     return [name for name in configuration.executors if name in used]
 
 
-def _offers(executors: Mapping[str, ExecutorTable]) -> dict[str, Offer]:
-    return {
-        name: {
-            key: (value,) if isinstance(value, str) else value
-            for key, value in table.properties.items()
-        }
-        for name, table in executors.items()
+def _offer(table: ExecutorTable) -> Offer:
+    properties = {
+        key: (value,) if isinstance(value, str) else value
+        for key, value in table.properties.items()
     }
+    return Offer(properties, table.capacity)
 
 
 def _instance(
@@ -274,10 +284,26 @@ async def _open_executor(
     table = configuration.executors[name]
     store = next(i.blob_store for i in configuration.instances.values() if name in i.executors)
     folder = configuration.path(configuration.server.state_directory) / "executors" / name
+    enclosed = services.enclosed(table)
+    limited = Limited(enclosed, table.limits)
+    log.info(
+        "executor opens",
+        executor=name,
+        slots=table.slots,
+        cpus=table.cpus,
+        memory_bytes=table.memory_bytes,
+        enforcement=[*limited.enforcement()],
+    )
+    for sentence in limited.enforcement():
+        if sentence.startswith("degraded:"):
+            log.warning("executor enforces less than it should", executor=name, reason=sentence)
     async with open_executor(
         name=name,
         blobs=services.blob_store(store),
-        strategy=Enclosed(services.strategy(table.strategy), services.sandbox(table.sandbox)),
+        strategy=limited,
+        link_inputs=enclosed.protects_inputs,
+        link_worker_inputs=enclosed.protects_changing_inputs,
+        user=enclosed.user,
         protocols=services.worker_protocols(table.worker_protocols),
         folder=folder,
         settings=table.limits,
@@ -371,57 +397,3 @@ def _private_files() -> Iterator[None]:
         yield
     finally:
         os.umask(previous)
-
-
-def load_tls(configuration: Configuration) -> TlsCredentials | None:
-    """What the server shows to clients and asks of them; None without TLS.
-
-    Raises ConfigurationError naming the file that cannot be used.
-    """
-    server = configuration.server
-    if server.tls_certificate is None or server.tls_key is None:
-        return None
-    authority = server.tls_client_ca
-    _check_pems(configuration, server.tls_certificate, server.tls_key, authority)
-    return TlsCredentials(
-        certificate_chain=_pem("tls_certificate", configuration.path(server.tls_certificate)),
-        private_key=_pem("tls_key", configuration.path(server.tls_key)),
-        client_ca=None
-        if authority is None
-        else _pem("tls_client_ca", configuration.path(authority)),
-    )
-
-
-def _check_pems(
-    configuration: Configuration, certificate: str, key: str, authority: str | None
-) -> None:
-    """gRPC only says that it cannot listen; OpenSSL says why."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    for name, text in (("tls_certificate", certificate), ("tls_key", key)):
-        _pem(name, configuration.path(text))
-    try:
-        context.load_cert_chain(configuration.path(certificate), configuration.path(key))
-    except ssl.SSLError as error:
-        reason = error.reason or error
-        raise ConfigurationError(
-            [f"[server] tls_certificate and tls_key cannot be used together: {reason}"]
-        ) from error
-    if authority is not None:
-        data = _pem("tls_client_ca", configuration.path(authority))
-        try:
-            context.load_verify_locations(cadata=data.decode("ascii", "replace"))
-        except ssl.SSLError as error:
-            raise ConfigurationError(
-                [f"[server] tls_client_ca holds no certificate: {error.reason or error}"]
-            ) from error
-
-
-def _pem(key: str, path: Path) -> bytes:
-    if not path.is_file():
-        raise ConfigurationError([f"[server] {key}: {path} is not a file"])
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(
-            [f"[server] {key}: cannot read {path}: {error.strerror}"]
-        ) from error

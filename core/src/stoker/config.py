@@ -20,7 +20,9 @@ import msgspec
 from stoker.errors import ConfigurationError, InvalidRequest
 from stoker.execution.settings import ExecutionSettings
 from stoker.frontend.instances import check_instance_name
+from stoker.machine import usable_memory_bytes, usable_processors, usable_slots
 from stoker.plugins import NOUNS, SUPPLIERS, Catalogue
+from stoker.resources import RESOURCE_PROPERTIES, ByteCount, Capacity
 from stoker.scheduler.scheduler import SchedulerSettings
 from stoker.spi import ActionCacheName, BlobStoreName, Settings, resolve_path
 from stoker.storage.completeness import MAX_TREE_BYTES
@@ -74,14 +76,30 @@ class ExecutorTable(Settings, frozen=True):
 
     strategy: StrategyName
     sandbox: SandboxName = "none"
-    slots: PositiveInt = os.cpu_count() or 1
-    """How many actions it runs at once."""
+    slots: PositiveInt = msgspec.field(default_factory=usable_slots)
+    """How many actions it runs at once, at most."""
+    cpus: Annotated[float, msgspec.Meta(ge=0.001)] = msgspec.field(
+        default_factory=usable_processors
+    )
+    """How many processors the actions that it runs at once may ask for together."""
+    memory_bytes: ByteCount = msgspec.field(default_factory=usable_memory_bytes)
+    """How much memory they may ask for together; a text such as "16GiB" is taken too."""
     properties: dict[str, str | tuple[str, ...]] = msgspec.field(default_factory=dict)
     """What it offers to the platform that actions ask for; ``*`` as a value satisfies any."""
     worker_protocols: tuple[ProtocolName, ...] | None = None
     """How it speaks to persistent workers; unset for all that are installed, empty for never."""
     limits: ExecutionSettings = ExecutionSettings()
     workers: WorkerSettings = WorkerSettings()
+
+    @property
+    def capacity(self) -> Capacity:
+        """What it has for its actions."""
+        return Capacity.of_executor(
+            slots=self.slots,
+            cpus=self.cpus,
+            memory_bytes=self.memory_bytes,
+            default_memory_bytes=self.limits.default_memory_bytes,
+        )
 
 
 class InstanceTable(Settings, frozen=True):
@@ -308,6 +326,16 @@ class _Check:
             self._problems.append(
                 f"[{table}.limits] default_timeout_seconds is above maximum_timeout_seconds"
             )
+        if (limits.default_memory_bytes or 0) > settings.memory_bytes:
+            self._problems.append(
+                f"[{table}.limits] default_memory_bytes is above the executor's memory_bytes, "
+                f"{settings.memory_bytes}"
+            )
+        for amount in sorted(RESOURCE_PROPERTIES & settings.properties.keys()):
+            self._problems.append(
+                f"[{table}] properties: {amount!r} asks for an amount and is not matched as a "
+                f"value; say what there is by the keys cpus and memory_bytes of [{table}]"
+            )
 
     def _check_names(self, owner: str, settings: Settings) -> None:
         for key, table, name in references(settings):
@@ -437,5 +465,12 @@ def effective_document(configuration: Configuration) -> dict[str, Any]:
 
 def _plain(settings: Settings) -> dict[str, Any]:
     """`settings` in TOML's types; TOML has no null, so what is unset is left out."""
-    plain: dict[str, Any] = msgspec.to_builtins(settings)
-    return {key: value for key, value in plain.items() if value is not None}
+    return _without_none(msgspec.to_builtins(settings))
+
+
+def _without_none(table: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in table.items()
+        if value is not None
+    }

@@ -527,7 +527,8 @@ class ExecutionStrategy(abc.ABC):
 
     def enforcement(self) -> Sequence[str]:
         """Sentences for those who run the server: how process trees are ended and limits
-        enforced here, and what cannot be enforced. Logged at start and told by ``stoker check``.
+        enforced here, and what cannot be enforced: such a sentence begins with ``degraded:``.
+        Logged at start and told by ``stoker check``.
         """
         return ()
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from stoker.resources import parse_bytes
 from stoker.spi import Settings
 
 StructT = TypeVar("StructT", bound=Settings)
@@ -46,6 +47,15 @@ def _convert_value(table: str, key: str, raw: object, kind: Any, problems: list[
     if isinstance(raw, float) and not math.isfinite(raw):
         problems.append(f"[{table}] {key}: expected a finite number, got {raw!r}")
         return None
+    if isinstance(raw, str) and _note(kind, "text") == "bytes":
+        try:
+            raw = parse_bytes(raw)
+        except ValueError:
+            problems.append(
+                f"[{table}] {key}: expected a number of bytes, or a text such as '16GiB', "
+                f"got {raw!r}"
+            )
+            return None
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
@@ -69,7 +79,7 @@ def references(settings: Settings) -> Iterator[tuple[str, str, str]]:
     """The tables that `settings` names: its key, the sort of table, and the name given there."""
     hints = get_type_hints(type(settings), include_extras=True)
     for key, hint in hints.items():
-        sort = _refers_to(hint)
+        sort = _note(hint, "refers_to")
         value = getattr(settings, key)
         if sort is None or value is None:
             continue
@@ -77,15 +87,15 @@ def references(settings: Settings) -> Iterator[tuple[str, str, str]]:
             yield key, sort, name
 
 
-def _refers_to(hint: Any) -> str | None:
-    """The sort of table that a type names: itself, or as an item of a tuple, list or union."""
+def _note(hint: Any, name: str) -> str | None:
+    """What a type says about itself under `name`, or an item of it: of a tuple, list or union."""
     if get_origin(hint) is Annotated:
         for note in hint.__metadata__:
-            if isinstance(note, msgspec.Meta) and note.extra and "refers_to" in note.extra:
-                return str(note.extra["refers_to"])
-        return _refers_to(get_args(hint)[0])
-    found = (_refers_to(part) for part in get_args(hint) if part is not Ellipsis)
-    return next((sort for sort in found if sort), None)
+            if isinstance(note, msgspec.Meta) and note.extra and name in note.extra:
+                return str(note.extra[name])
+        return _note(get_args(hint)[0], name)
+    found = (_note(part, name) for part in get_args(hint) if part is not Ellipsis)
+    return next((text for text in found if text), None)
 
 
 def _expected(kind: Any) -> str:

@@ -106,6 +106,19 @@ def test_check_tells_all_that_is_wrong(stoker: Terminal, tmp_path: Path) -> None
     assert [line.partition(":")[0] for line in err.splitlines()] == ["Error"] * 3
 
 
+def test_check_tells_how_executors_isolate(stoker: Terminal, tmp_path: Path) -> None:  # ISO-01
+    stoker("init")
+    with (tmp_path / "stoker.toml").open("a") as file:
+        file.write(
+            '\n[executors.local]\nstrategy = "local"\nlimits = { default_memory_bytes = "1GiB" }\n'
+        )
+    code, out, err = stoker("check")
+    assert (code, err) == (0, "")
+    assert "       [executors.local]\n" in out
+    assert "memory: what an action asks for; 1073741824 bytes where it asks for none" in out
+    assert "inputs are copies: neither strategy nor sandbox keeps actions from changing" in out
+
+
 def test_check_opens_every_service(stoker: Terminal, tmp_path: Path) -> None:
     stoker("init")
     text = (tmp_path / "stoker.toml").read_text()

@@ -77,7 +77,7 @@ async def test_a_signal_is_named(rig: Rig) -> None:
     outcome = await rig.run(await rig.cas.shell("kill -SEGV $$"))
     assert outcome.error is None
     assert outcome.result.exit_code == 128 + signal.SIGSEGV
-    assert outcome.message == "the command was ended by signal 11 (SIGSEGV)"
+    assert outcome.message == ("the command was ended on executor executor-1: signal 11 (SIGSEGV)")
 
 
 async def test_the_environment_is_the_documented_one(
@@ -161,6 +161,7 @@ def check_stamps(metadata: reapi.ExecutedActionMetadata) -> None:
 
 
 async def test_timestamps_and_the_call_at_the_start(rig: Rig) -> None:
+    # RUN-27, RUN-28
     result = await rig.shell("true")
     check_stamps(result.execution_metadata)
     (started,) = rig.started

@@ -11,9 +11,10 @@ import pytest
 import trio
 from google.longrunning import operations_pb2
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
 from google.rpc import code_pb2
 
-from stoker.digest import SHA256, Digest
+from stoker.digest import BLAKE3, SHA256, Digest
 from stoker.frontend import execution
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.testing.server import MEMORY_ONLY, open_test_server
@@ -213,12 +214,16 @@ async def test_a_program_that_is_not_there(client: Client) -> None:  # RUN-17
         (("true",), {"working_directory": "/"}, grpc.StatusCode.INVALID_ARGUMENT),
         (("true",), {"output_files": ["a", "a/b"]}, grpc.StatusCode.INVALID_ARGUMENT),
         (("true",), {"platform": {"Pool": "big"}}, grpc.StatusCode.FAILED_PRECONDITION),  # EXE-13
+        (("true",), {"platform": {"OSFamily": "Linux"}}, grpc.StatusCode.FAILED_PRECONDITION),
+        (("true",), {"platform": {"cpus": "9999"}}, grpc.StatusCode.FAILED_PRECONDITION),  # SCH-01
+        (("true",), {"platform": {"memory": "1TB"}}, grpc.StatusCode.FAILED_PRECONDITION),
+        (("true",), {"platform": {"memory": "big"}}, grpc.StatusCode.INVALID_ARGUMENT),
         (("true",), {"timeout_seconds": 10**7}, grpc.StatusCode.INVALID_ARGUMENT),  # EXE-10
         (("true",), {"timeout_seconds": -1}, grpc.StatusCode.INVALID_ARGUMENT),
         (("true",), {"output_node_properties": ["x"]}, grpc.StatusCode.INVALID_ARGUMENT),  # EXE-28
     ],
 )
-async def test_what_is_refused_at_once(
+async def test_what_is_refused_at_once(  # EXE-01, EXE-16
     client: Client, arguments: tuple[str, ...], command: dict[str, object], code: grpc.StatusCode
 ) -> None:
     digest = await client.put_action(*arguments, **command)  # type: ignore[arg-type] # fields by name
@@ -231,6 +236,73 @@ async def test_blobs_that_are_no_actions(client: Client) -> None:  # EXE-02, EXE
     assert await code_of(execute(client, garbage)) is invalid
     call = client.stream(EXECUTE, reapi.ExecuteRequest(), operations_pb2.Operation)
     assert await code_of(call) is invalid
+
+
+async def test_what_is_found_later_is_told_in_the_response(client: Client) -> None:  # EXE-01
+    action = reapi.Action(
+        command_digest=(await client.put_message(reapi.Command(arguments=["true"]))).to_proto(),
+        input_root_digest=SHA256.digest(b"absent").to_proto(),
+    )
+    response = await run(client, await client.put_message(action))
+    assert response.status.code == code_pb2.FAILED_PRECONDITION
+
+
+async def test_a_digest_with_another_size_is_another_blob(client: Client) -> None:  # EXE-09
+    digest = await client.put_action("true")
+    other = SHA256.parse(reapi.Digest(hash=digest.hash, size_bytes=digest.size_bytes + 1))
+    with pytest.raises(grpc.RpcError) as info:
+        await execute(client, other)
+    assert missing_subjects(status_of(info.value)) == {f"blobs/{other}"}
+
+
+async def test_salt_is_part_of_the_name_and_nothing_more(client: Client) -> None:  # EXE-23
+    script = ("sh", "-c", "date +%N")
+    plain = await run(client, await client.put_action(*script))
+    salted = await run(client, await client.put_action(*script, salt=b"s"))
+    again = await run(client, await client.put_action(*script, salt=b"s"))
+    assert (plain.cached_result, salted.cached_result, again.cached_result) == (False, False, True)
+    assert salted.result.exit_code == 0
+    assert salted.result.stdout_digest != plain.result.stdout_digest
+
+
+async def test_outputs_are_named_as_the_request_is(client: Client) -> None:  # RUN-34
+    script = reapi.Command(
+        arguments=["sh", "-c", "echo out; echo err >&2; echo 1 >f; mkdir d; echo 2 >d/g"],
+        output_paths=["f", "d"],
+    ).SerializeToString()
+    action = reapi.Action(
+        command_digest=BLAKE3.digest(script).to_proto(),
+        input_root_digest=BLAKE3.empty.to_proto(),
+    ).SerializeToString()
+    digest = (await client.put(script, action, function=BLAKE3))[1]
+    result = (await run(client, digest, digest_function=BLAKE3.number)).result
+    assert result.stdout_digest == BLAKE3.digest(b"out\n").to_proto()
+    assert result.stderr_digest == BLAKE3.digest(b"err\n").to_proto()
+    assert result.output_files[0].digest == BLAKE3.digest(b"1\n").to_proto()
+    tree = BLAKE3.parse(result.output_directories[0].tree_digest)
+    assert await client.missing(tree, function=BLAKE3) == set()
+    message = reapi.Tree.FromString(await client.read(f"blobs/blake3/{tree}"))
+    assert message.root.files[0].digest == BLAKE3.digest(b"2\n").to_proto()
+
+
+async def test_what_an_action_gets_is_what_it_asks_for(client: Client) -> None:  # SCH-01, RUN-10
+    platform = {"cpus": "0.5", "memory": "100MB", "OSFamily": "linux"}
+    response = await run(client, await client.put_action("true", platform=platform))
+    assert (response.status.code, response.result.exit_code) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("DeleteOperation", operations_pb2.DeleteOperationRequest(name="x")),  # OPS-19
+        ("WaitOperation", operations_pb2.WaitOperationRequest(name="x")),  # OPS-21
+    ],
+)
+async def test_methods_of_operations_that_are_not_offered(
+    client: Client, method: str, request_: Message
+) -> None:
+    call = client.unary(OPERATIONS + method, request_, Empty)
+    assert await code_of(call) is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_an_instance_without_executors_says_so(tmp_path: Path) -> None:  # EXE-24, CAP-01

@@ -16,22 +16,25 @@ from stoker.action import LoadedAction, Outcome
 from stoker.digest import SHA256
 from stoker.errors import Cancelled, InternalError, OperationNotFound, Unavailable
 from stoker.protos import remote_execution_pb2 as reapi
+from stoker.resources import Capacity
+from stoker.scheduler.matching import Offer
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.queue import Stage
 from stoker.scheduler.scheduler import Scheduler, SchedulerSettings, open_scheduler
 from stoker.scheduler.slots import FileResult, Run, serve_slot
 
-EXECUTORS = {"one": {"OSFamily": ("linux",)}}
+CAPACITY = Capacity.of_executor(slots=4, cpus=4, memory_bytes=2**30, default_memory_bytes=None)
+EXECUTORS = {"one": Offer({"OSFamily": ("linux",)}, CAPACITY)}
 
 
-def make_action(name: str, *, cacheable: bool = True) -> LoadedAction:
+def make_action(name: str, *, cacheable: bool = True, cpus: str = "1") -> LoadedAction:
     return LoadedAction(
         namespace="team",
         digest=SHA256.digest(name.encode()),
         action=reapi.Action(do_not_cache=not cacheable),
         command=reapi.Command(arguments=["true"]),
         input_root=SHA256.empty,
-        platform={},
+        platform={"cpus": (cpus,)},
         timeout_seconds=None,
     )
 
@@ -40,8 +43,11 @@ def opened(**settings: float) -> AbstractAsyncContextManager[Scheduler]:
     return open_scheduler(EXECUTORS, SchedulerSettings(**settings))  # type: ignore[arg-type] # floats for the counts too
 
 
-def submit(scheduler: Scheduler, name: str, *, cacheable: bool = True) -> Operation:
-    return scheduler.submit(make_action(name, cacheable=cacheable), priority=0, executors=EXECUTORS)
+def submit(
+    scheduler: Scheduler, name: str, *, cacheable: bool = True, cpus: str = "1"
+) -> Operation:
+    action = make_action(name, cacheable=cacheable, cpus=cpus)
+    return scheduler.submit(action, priority=0, executors=EXECUTORS)
 
 
 async def ended(operation: Operation) -> Outcome:
@@ -104,6 +110,7 @@ async def test_an_action_runs_and_is_filed_before_anybody_hears(nursery: trio.Nu
     ("outcome", "cacheable"),
     [
         (Outcome(result=reapi.ActionResult(), error=Unavailable("lost")), True),  # RUN-24
+        (Outcome(result=reapi.ActionResult(), reusable=False), True),  # RUN-23
         (Outcome(result=reapi.ActionResult()), False),  # EXE-20
     ],
 )
@@ -332,7 +339,9 @@ async def test_no_slot_and_no_action_is_lost_in_a_storm_of_cancels(
     async def client(scheduler: Scheduler, number: int) -> None:
         for _ in range(rng.randrange(10)):
             await trio.lowlevel.checkpoint()
-        operation = submit(scheduler, f"a{number % 20}", cacheable=number % 3 != 0)
+        operation = submit(
+            scheduler, f"a{number % 20}", cacheable=number % 3 != 0, cpus=f"{number % 4 + 1}"
+        )
         if number % 2:
             scheduler.cancel(operation)
         else:
@@ -346,5 +355,68 @@ async def test_no_slot_and_no_action_is_lost_in_a_storm_of_cancels(
                 for _ in range(3):
                     slots.start_soon(partial(slot, scheduler))
             executor.start(nursery, scheduler, slots=2)
+        await trio.testing.wait_all_tasks_blocked()
         assert (scheduler.queued, scheduler.executing) == (0, 0)
+        assert scheduler.free("one") == CAPACITY.total  # SCH-04
         nursery.cancel_scope.cancel()
+
+
+async def test_what_is_cancelled_keeps_its_processors_until_it_has_ended(
+    nursery: trio.Nursery,
+) -> None:  # SCH-04
+    cleaned = trio.Event()
+    executor = Executor()
+
+    async def slow_to_end(
+        action: LoadedAction, started: Callable[[reapi.ExecutedActionMetadata], None]
+    ) -> Outcome:
+        try:
+            return await executor.run(action, started)
+        finally:
+            with trio.CancelScope(shield=True):
+                await cleaned.wait()
+
+    async with opened() as scheduler:
+        for _ in range(2):
+            nursery.start_soon(serve_slot, scheduler, "one", slow_to_end, executor.file_result)
+        whole = submit(scheduler, "whole", cpus="4")
+        await trio.testing.wait_all_tasks_blocked()
+        waits = submit(scheduler, "waits", cpus="4")
+        scheduler.cancel(whole)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (waits.stage, len(executor.ran)) == (Stage.QUEUED, 1)
+        cleaned.set()
+        executor.release.set()
+        assert (await ended(waits)).error is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_cancelled_on_its_way_to_a_slot_gives_all_back(
+    nursery: trio.Nursery,
+) -> None:  # SCH-04
+    executor = Executor()
+    async with opened() as scheduler:
+        executor.start(nursery, scheduler)
+        await trio.testing.wait_all_tasks_blocked()
+        operation = submit(scheduler, "a", cpus="4")
+        assert scheduler.free("one").millicpus == 0
+        scheduler.cancel(operation)
+        await trio.testing.wait_all_tasks_blocked()
+        assert executor.ran == []
+        assert scheduler.free("one") == CAPACITY.total
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_slow_watcher_sees_the_latest_and_the_end() -> None:  # OPS-23
+    async with opened() as scheduler:
+        operation = submit(scheduler, "a")
+        seen = operation.version
+        async with scheduler.lease("one") as lease:
+            for number in range(1000):
+                lease.started(reapi.ExecutedActionMetadata(worker=f"{number}"))
+            await operation.wait_change(seen)
+            assert (operation.stage, operation.metadata.worker) == (Stage.EXECUTING, "999")
+            seen = operation.version
+            lease.complete(Outcome(result=reapi.ActionResult()))
+        await operation.wait_change(seen)
+        assert operation.stage is Stage.COMPLETED

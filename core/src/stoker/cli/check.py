@@ -8,9 +8,11 @@ import click
 import trio
 
 from stoker.cli.documents import config_option, load_configuration
-from stoker.compose import load_tls, try_services
+from stoker.compose import try_services
 from stoker.errors import ConfigurationError
 from stoker.plugins import load_catalogue
+from stoker.tables import quoted
+from stoker.tls import load_tls
 
 
 @click.command()
@@ -18,14 +20,19 @@ from stoker.plugins import load_catalogue
 def check(config_file: Path | None) -> None:
     """Validate the configuration and open every service once.
 
-    Does not listen, and needs a state directory that no running server uses.
+    Tells how each executor isolates and limits its actions. Does not listen, and needs a state
+    directory that no running server uses.
     """
     catalogue = load_catalogue()
     configuration, source = load_configuration(config_file, catalogue)
     load_tls(configuration)
-    outcomes = trio.run(try_services, configuration, catalogue)
-    for name, problem in outcomes:
+    trial = trio.run(try_services, configuration, catalogue)
+    for name, problem in trial.services:
         click.echo(f"{'failed' if problem else 'ok':6} {name}")
-    if problems := [problem for _, problem in outcomes if problem]:
+    for executor, sentences in trial.enforcement.items():
+        click.echo(f"{'':6} [executors.{quoted(executor)}]")
+        for sentence in sentences:
+            click.echo(f"{'':9}{sentence}")
+    if problems := [problem for _, problem in trial.services if problem]:
         raise ConfigurationError(problems)
     click.echo(f"{source}: everything can be opened")

@@ -20,8 +20,22 @@ class Enclosed(ExecutionStrategy):
         """As `protects_inputs`, of processes whose root changes while they live."""
 
     def enforcement(self) -> Sequence[str]:
-        """What the two say of themselves."""
-        return (*self._strategy.enforcement(), *self._sandbox.enforcement())
+        """What inputs are here, and why, and what the two say themselves."""
+        return (
+            self._about_inputs(),
+            *self._strategy.enforcement(),
+            *self._sandbox.enforcement(),
+        )
+
+    def _about_inputs(self) -> str:
+        if self.protects_changing_inputs:
+            return "inputs are linked to blobs, which actions cannot change"
+        if self.protects_inputs:
+            return (
+                "inputs are linked to blobs, which actions cannot change; those of persistent "
+                "workers are copies, as their folders change while they live"
+            )
+        return "inputs are copies: neither strategy nor sandbox keeps actions from changing blobs"
 
     @asynccontextmanager
     async def start(self, spec: ProcessSpec) -> AsyncIterator[Process]:

@@ -18,7 +18,7 @@ from stoker.execution.one_shot import OneShot
 from stoker.execution.run import Run, Started
 from stoker.execution.settings import ExecutionSettings
 from stoker.execution.stages import Stages
-from stoker.spi import BlobStore, ExecutionStrategy, WorkerProtocol
+from stoker.spi import BlobStore, ExecutionStrategy, ProcessUser, WorkerProtocol
 from stoker.storage.tree import read_input_tree
 from stoker.workers.plan import WorkerPlan, plan_worker
 from stoker.workers.pool import WorkerPool, WorkerSettings, open_worker_pool
@@ -90,6 +90,9 @@ async def open_executor(
     folder: Path,
     settings: ExecutionSettings,
     worker_settings: WorkerSettings,
+    link_inputs: bool = False,
+    link_worker_inputs: bool = False,
+    user: ProcessUser | None = None,
 ) -> AsyncIterator[Executor]:
     """An executor, and its persistent workers, in `folder`, which it has to itself.
 
@@ -97,6 +100,7 @@ async def open_executor(
     `protocols`, actions that ask for a persistent worker are run as any other. Raises
     ConfigurationError if another executor, of whatever process, uses the folder.
     """
+    del link_inputs, link_worker_inputs, user  # theirs is the layout, which comes by the merge
     async with open_workplace(folder) as workplace:
         one_shot = OneShot(
             executor=name,

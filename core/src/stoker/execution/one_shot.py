@@ -13,6 +13,7 @@ from stoker.execution.action_folders import Workplace
 from stoker.execution.input_root import InputRoot
 from stoker.execution.process import ActionFolders, process_spec
 from stoker.execution.run import Ending, Run, conclude
+from stoker.execution.stages import signal_name
 from stoker.spi import BlobStore, ExecutionStrategy, Exit, Process, ProcessSpec
 
 _KILLED = Exit(128 + signal.SIGKILL, signal.SIGKILL)
@@ -76,15 +77,17 @@ class OneShot:
         return _Stop(_KILLED, timed_out=True)
 
     def _ending(self, run: Run, stop: _Stop, folders: ActionFolders) -> Ending:
+        run.stages.note_exit(stop.exit)
         error = TimedOut(run.limit_seconds, self._executor) if stop.timed_out else None
-        if stop.exit.signal is not None and error is None:
-            run.messages.append(f"the command was ended by {_name(stop.exit.signal)}")
-        return Ending(stop.exit.code, folders.stdout, folders.stderr, error)
+        if reason := _reason(stop):
+            run.messages.append(f"the command was ended on executor {self._executor}: {reason}")
+        # RUN-23: what breaks a limit here may keep to it elsewhere.
+        reusable = not stop.exit.breach
+        return Ending(stop.exit.code, folders.stdout, folders.stderr, error, reusable=reusable)
 
 
-def _name(number: int) -> str:
-    """RUN-15."""
-    try:
-        return f"signal {number} ({signal.Signals(number).name})"
-    except ValueError:
-        return f"signal {number}"
+def _reason(stop: _Stop) -> str:
+    """Why it ended before its time, for all that its exit code cannot tell (RUN-15, RUN-23)."""
+    if stop.exit.breach or stop.timed_out or stop.exit.signal is None:
+        return stop.exit.breach
+    return f"signal {stop.exit.signal} ({signal_name(stop.exit.signal)})"

@@ -66,6 +66,8 @@ class Ending(NamedTuple):
     stdout: Path | bytes = b""
     stderr: Path | bytes = b""
     error: StokerError | None = None
+    reusable: bool = True
+    """As for `Outcome`."""
 
 
 async def conclude(run: Run, ending: Ending, root: InputRoot | None, blobs: BlobStore) -> Outcome:
@@ -101,7 +103,9 @@ async def conclude(run: Run, ending: Ending, root: InputRoot | None, blobs: Blob
     run.stages.mark("output_upload_completed")
     result.exit_code = ending.exit_code
     result.execution_metadata.CopyFrom(run.stages.complete())
-    return Outcome(result=result, error=error, message="\n".join(run.messages))
+    return Outcome(
+        result=result, error=error, reusable=ending.reusable, message="\n".join(run.messages)
+    )
 
 
 async def _outputs(run: Run, root: InputRoot, uploads: Uploads) -> reapi.ActionResult:

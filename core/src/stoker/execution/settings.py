@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
 
-from stoker.action import LoadedAction
+from stoker.action import LoadedAction, Platform
 from stoker.errors import InvalidRequest
-from stoker.spi import Settings
+from stoker.resources import ByteCount, requested
+from stoker.spi import Limits, Settings
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -22,6 +24,35 @@ class ExecutionSettings(Settings, frozen=True):
     """An action that asks for more is refused (EXE-10)."""
     termination_grace_seconds: Annotated[float, msgspec.Meta(ge=0)] = 5.0
     """Between asking a command to end (SIGTERM) and ending it (SIGKILL)."""
+    default_memory_bytes: ByteCount | None = None
+    """What actions that ask for no memory are held to, and count as; unset for no bound."""
+    max_processes: Annotated[int, msgspec.Meta(ge=1)] = 4096
+    """Processes and threads that an action may have at once."""
+    enforce_cpus: bool = False
+    """Whether an action gets no more than the processors that it asks for, also while others are
+    idle. What asks for none is not bounded."""
+
+    def process_limits(self, platform: Platform) -> Limits:
+        """What a process for `platform` is held to. Raises InvalidRequest as `requested` does."""
+        request = requested(platform)
+        enforced = self.enforce_cpus and request.millicpus is not None
+        return Limits(
+            cpus=(request.millicpus or 0) / 1000 if enforced else None,
+            memory_bytes=request.memory_bytes or self.default_memory_bytes,
+            processes=self.max_processes,
+        )
+
+    def sentences(self) -> Sequence[str]:
+        """For those who run the server: what processes are held to."""
+        memory_bytes = self.default_memory_bytes
+        unasked = f"{memory_bytes} bytes" if memory_bytes else "not held to any"
+        return (
+            f"memory: what an action asks for; {unasked} where it asks for none",
+            f"processes and threads: {self.max_processes} for each action",
+            "processors: what an action asks for is its limit"
+            if self.enforce_cpus
+            else "processors: actions share them, and may use those that are idle",
+        )
 
     def limit_seconds(self, action: LoadedAction) -> float:
         """How long `action` may run. Raises InvalidRequest if it asks for too long."""

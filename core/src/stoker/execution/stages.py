@@ -5,12 +5,14 @@ Source: build.bazel.remote.execution.v2.ExecutedActionMetadata.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping
 
 from google.protobuf.struct_pb2 import Struct
 
 from stoker.protos import remote_execution_pb2 as reapi
+from stoker.spi import Exit
 
 
 class Stages:
@@ -33,11 +35,25 @@ class Stages:
         now_ns = self._wall_ns + time.monotonic_ns() - self._counter_ns
         getattr(self._metadata, f"{stage}_timestamp").FromNanoseconds(now_ns)
 
-    def note(self, facts: Mapping[str, str | int | bool]) -> None:
+    def note(self, facts: Mapping[str, str | float | bool]) -> None:
         """Tell `facts` to the client, as a google.protobuf.Struct in auxiliary_metadata."""
         message = Struct()
         message.update(facts)
         self._metadata.auxiliary_metadata.add().Pack(message)
+
+    def note_exit(self, ended: Exit) -> None:
+        """Tell how a process ended, where there is something to tell (RUN-29): of ``user_seconds``,
+        ``system_seconds`` and ``peak_memory_bytes`` what was measured, ``signal`` by its name, and
+        ``breach``, the limit that it ended by."""
+        facts: dict[str, str | float] = {}
+        if ended.usage is not None:
+            facts |= ended.usage._asdict()
+        if ended.signal is not None:
+            facts["signal"] = signal_name(ended.signal)
+        if ended.breach:
+            facts["breach"] = ended.breach
+        if facts:
+            self.note(facts)
 
     def so_far(self) -> reapi.ExecutedActionMetadata:
         """A copy of what is known now."""
@@ -53,3 +69,11 @@ class Stages:
         ended_ns = metadata.execution_completed_timestamp.ToNanoseconds()
         metadata.virtual_execution_duration.FromNanoseconds(ended_ns - started_ns)
         return self.so_far()
+
+
+def signal_name(number: int) -> str:
+    """As ``SIGSEGV``, or ``SIG40`` where it has no name here."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"

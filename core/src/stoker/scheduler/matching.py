@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from stoker.action import Platform
+from stoker.resources import RESOURCE_PROPERTIES, Capacity, Request
 
-Offer = Mapping[str, tuple[str, ...]]
-"""What an executor declares: a property's name to the values that it satisfies; ``*`` is any."""
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What an executor declares."""
+
+    properties: Mapping[str, tuple[str, ...]]
+    """A property's name to the values that it satisfies; ``*`` is any."""
+    capacity: Capacity
+
 
 UNROUTED = frozenset(
     {
@@ -29,19 +38,21 @@ matching by it would leave the queue of each without an executor."""
 
 
 def requirements(platform: Platform) -> Platform:
-    """The part of `platform` that an executor has to offer."""
-    return {name: values for name, values in platform.items() if name not in UNROUTED}
+    """The part of `platform` that an executor has to offer by its very values."""
+    unmatched = UNROUTED | RESOURCE_PROPERTIES
+    return {name: values for name, values in platform.items() if name not in unmatched}
 
 
-def satisfies(offer: Offer, required: Platform) -> bool:
-    """Whether an executor with `offer` can run what needs `required`."""
-    return not any(True for _ in differences(offer, required))
+def satisfies(offer: Offer, required: Platform, request: Request) -> bool:
+    """Whether an executor with `offer` can ever run what needs `required` and `request`."""
+    return not any(True for _ in differences(offer, required, request))
 
 
-def differences(offer: Offer, required: Platform) -> Iterable[str]:
+def differences(offer: Offer, required: Platform, request: Request) -> Iterable[str]:
     """What keeps an executor with `offer` from running what needs `required`, in words."""
+    yield from offer.capacity.shortfalls(request)
     for name, values in required.items():
-        offered = offer.get(name, ())
+        offered = offer.properties.get(name, ())
         if "*" in offered:
             continue
         if lacking := [value for value in values if value not in offered]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Collection, Hashable, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
@@ -14,9 +14,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from stoker.action import LoadedAction, Outcome
 from stoker.errors import Cancelled, OperationNotFound, Unavailable
 from stoker.protos import remote_execution_pb2 as reapi
+from stoker.resources import Share
 from stoker.scheduler.matching import Offer
 from stoker.scheduler.operation import Operation, now, operation_name
-from stoker.scheduler.queue import Queue, Stage, Task, merge_key
+from stoker.scheduler.queue import Assignment, Queue, Stage, Task, merge_key
 from stoker.spi import Settings
 
 if TYPE_CHECKING:
@@ -119,9 +120,10 @@ class Scheduler:
     ) -> Operation:
         """Accept `action`, to run on one of `executors`, or to share a twin's run.
 
-        Raises FailedPrecondition where none matches, Overloaded where the queue is full.
+        Raises InvalidRequest, FailedPrecondition where none matches, Overloaded where the queue
+        is full: see `Queue.add`.
         """
-        task, executor = self._queue.add(action, priority, executors)
+        task, assignments = self._queue.add(action, priority, executors)
         operation = self._new_operation(action, Stage.QUEUED)
         operation.metadata.queued_timestamp.CopyFrom(now())
         self._tasks[operation] = task
@@ -130,7 +132,7 @@ class Scheduler:
             operation.stage = twin.stage
             operation.metadata.CopyFrom(twin.metadata)
         twins.add(operation)
-        self._hand_over(task, executor)
+        self._hand_over(assignments)
         return operation
 
     def join(self, action: LoadedAction, *, priority: int) -> Operation | None:
@@ -201,6 +203,10 @@ class Scheduler:
         """How many actions are in the hands of executors."""
         return self._queue.executing
 
+    def free(self, executor: str) -> Share:
+        """The processors and memory of `executor` that no action has."""
+        return self._queue.free(executor)
+
     # --- for executors
 
     @asynccontextmanager
@@ -212,6 +218,7 @@ class Scheduler:
         """
         task = await self._next_task(executor)
         while task.stage is Stage.COMPLETED:  # dropped on its way here
+            self._give_back(task)
             task = await self._next_task(executor)
         lease = self._leases[task] = Lease(self, task)
         try:
@@ -221,10 +228,12 @@ class Scheduler:
             self._give_back(task)
 
     async def _next_task(self, executor: str) -> Task:
-        if task := self._queue.offer(executor):
-            return task
         send, receive = trio.open_memory_channel[Task](1)
         self._idle[executor].append(send)
+        self._hand_over(self._queue.offer(executor))
+        # At once where it can be: a turn of the loop would begin what is urgent behind others.
+        with suppress(trio.WouldBlock):
+            return receive.receive_nowait()
         try:
             return await receive.receive()
         except trio.Cancelled:
@@ -257,8 +266,8 @@ class Scheduler:
         self._operations[operation.name] = operation
         return operation
 
-    def _hand_over(self, task: Task, executor: str | None) -> None:
-        if executor is not None:
+    def _hand_over(self, assignments: Iterable[Assignment]) -> None:
+        for task, executor in assignments:
             self._idle[executor].popleft().send_nowait(task)
 
     def _tell(self, task: Task, stage: Stage, metadata: reapi.ExecutedActionMetadata) -> None:
@@ -270,11 +279,12 @@ class Scheduler:
             operation.announce()
 
     def _complete(self, task: Task, outcome: Outcome) -> None:
-        self._queue.complete(task)
+        assignments = self._queue.complete(task)
         self._note_end(task)
         for operation in tuple(self._interest.get(task, ())):
             self._end(operation, outcome)
         self._interest.pop(task, None)
+        self._hand_over(assignments)
 
     def _note_end(self, task: Task) -> None:
         self._ends[task.merge_key] = self._end_count
@@ -294,7 +304,7 @@ class Scheduler:
 
     def _drop(self, task: Task) -> None:
         """Nobody wants `task`: it is taken out of the queue, or stopped where it runs."""
-        self._queue.complete(task)
+        self._hand_over(self._queue.complete(task))
         if lease := self._leases.get(task):
             lease.scope.cancel()
         else:
@@ -302,14 +312,15 @@ class Scheduler:
 
     def _give_back(self, task: Task) -> None:
         """A slot lets go of `task`."""
-        if task.stage is Stage.COMPLETED:
-            self._interest.pop(task, None)
-        elif task.attempts >= MAX_ATTEMPTS:
+        if task.stage is not Stage.COMPLETED and task.attempts < MAX_ATTEMPTS:
+            self._tell(task, Stage.QUEUED, reapi.ExecutedActionMetadata())
+            self._hand_over(self._queue.requeue(task))
+            return
+        if task.stage is not Stage.COMPLETED:
             lost = Unavailable(f"the action was lost {task.attempts} times by its executors")
             self._complete(task, Outcome(error=lost))
-        else:
-            self._tell(task, Stage.QUEUED, reapi.ExecutedActionMetadata())
-            self._hand_over(task, self._queue.requeue(task))
+        self._interest.pop(task, None)
+        self._hand_over(self._queue.release(task))
 
     async def _abandon_later(self, operation: Operation, departure: int) -> None:
         await trio.sleep(self._settings.abandoned_after_seconds)
@@ -330,7 +341,7 @@ class Scheduler:
 async def open_scheduler(
     executors: Mapping[str, Offer], settings: SchedulerSettings
 ) -> AsyncIterator[Scheduler]:
-    """A scheduler for executors of these names and properties."""
+    """A scheduler for executors of these names, and what they offer."""
     async with trio.open_nursery() as nursery:
         try:
             yield Scheduler(executors, settings, nursery)

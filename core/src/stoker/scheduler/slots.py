@@ -62,7 +62,7 @@ async def _file(lease: Lease, outcome: Outcome, file_result: FileResult) -> None
     Whether one that tells of a failure may be is for the cache of its instance to say.
     """
     result = outcome.result
-    if outcome.error or result is None or not lease.action.cacheable:
+    if outcome.error or result is None or not (outcome.reusable and lease.action.cacheable):
         return
     try:
         await file_result(lease.action, result)

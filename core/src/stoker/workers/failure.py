@@ -55,6 +55,8 @@ def read_log_tail(log: Path) -> str:
 
 def describe_exit(ended: Exit) -> str:
     """How a process ended, in words that go on after its name."""
+    if ended.breach:
+        return f"was ended: {ended.breach}"
     if ended.signal is None:
         return f"exited with status {ended.code}"
     try:

@@ -79,7 +79,7 @@ class OneShot:
         error = TimedOut(run.limit_seconds, self._executor) if stop.timed_out else None
         if stop.exit.signal is not None and error is None:
             run.messages.append(f"the command was ended by {_name(stop.exit.signal)}")
-        return Ending(stop.exit.code, folders.stdout, folders.stderr, error)
+        return Ending(stop.exit.code, folders.stdout, folders.stderr, error, processes_ended=True)
 
 
 def _name(number: int) -> str:

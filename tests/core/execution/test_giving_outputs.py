@@ -145,6 +145,18 @@ async def test_another_users_output_becomes_the_servers(
     assert blob.st_mode & 0o7777 == 0o444
 
 
+@as_root
+async def test_another_user_loses_an_output_before_it_is_hashed(root: Path) -> None:
+    os.chown(root / "f", NOBODY, NOBODY)
+    (root / "f").chmod(0o666)
+    seen: list[os.stat_result] = []
+    blobs = InterferingStore(lambda: seen.append((root / "f").stat()))
+    await collect(VerifyingBlobStore(blobs), root)
+    assert seen[0].st_uid == os.geteuid()
+    assert seen[0].st_mode & 0o022 == 0
+    assert blobs.given == [root / "f"]
+
+
 async def test_unchanged_inputs_that_are_links_to_blobs(store: BlobStore, root: Path) -> None:
     # OUT-09, OUT-17
     assert not await store.write_many({DIGEST: CONTENT})

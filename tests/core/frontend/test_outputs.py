@@ -26,7 +26,7 @@ max_blob_bytes = 1_000_000
 [executors.local]
 strategy = "local"
 slots = 1
-limits = { max_output_bytes = 2_000_000, max_output_files = 3 }
+limits = { max_output_bytes = 2_000_000, max_output_files = 4 }
 [server]
 drain_seconds = 0.5
 state_directory = "state"
@@ -53,7 +53,7 @@ async def test_limits_on_outputs(tmp_path: Path) -> None:
         for script, words in {
             "mkdir -p d; truncate -s 1000001 d/f": ["d/f", "1000001", "max_blob_bytes"],
             "mkdir -p d; for n in 1 2 3; do truncate -s 900000 d/$n; done": ["max_output_bytes"],
-            "mkdir -p d; touch d/1 d/2 d/3": ["d/3", "max_output_files"],
+            "mkdir -p d; touch d/1 d/2 d/3 d/4": ["d/4", "max_output_files"],
         }.items():
             response = await run(client, script)
             assert response.status.code == code_pb2.FAILED_PRECONDITION

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from stoker.execution.output_limits import OutputBudget
 from stoker.execution.outputs import collect_outputs
 from stoker.execution.uploads import Uploads
 from stoker.protos import remote_execution_pb2 as reapi
-from stoker.spi import BlobStore, BlobWriter, Context
+from stoker.spi import BlobStore, BlobWriter, Context, ExecutionStrategy
 from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.verifying import VerifyingBlobStore
 from stoker_storage_disk import DiskSettings, stoker_blob_stores
@@ -332,3 +335,59 @@ async def test_a_folder_that_a_worker_puts_a_link_in_place_of(store: BlobStore, 
     swapping = Swapping(executor="executor-1", max_files=1000, max_bytes=2**30)
     with pytest.raises(FailedPrecondition, match="moved while"):
         await collect_outputs(root, reapi.Command(output_paths=["d"]), uploads, swapping)
+
+
+async def test_outputs_and_streams_of_an_action_are_moved(
+    store: BlobStore,
+    cas: Any,
+    strategy: ExecutionStrategy,
+    tmp_path: Path,
+    open_rig: Callable[..., AbstractAsyncContextManager[Any]],
+) -> None:
+    # OUT-22, RUN-13
+    cas.blobs = store
+    script = "head -c 1000000 /dev/zero > f; head -c 2000000 /dev/zero; stat -L -c %i f /dev/fd/3 3>&1 >&2"
+    async with open_rig(cas, strategy, tmp_path / "executor") as rig:
+        result = await rig.shell(script, output_paths=["f"])
+    inodes = (await cas.get(result.stderr_digest)).decode().split()
+    digests = [SHA256.digest(bytes(1_000_000)), SHA256.digest(bytes(2_000_000))]
+    assert [result.output_files[0].digest, result.stdout_digest] == [d.to_proto() for d in digests]
+    async with store.open_paths(digests) as paths:
+        assert [str(paths[digest].stat().st_ino) for digest in digests] == inodes
+
+
+def run_program(name: str, *arguments: object, enclosed: list[str] | None = None) -> None:
+    """Run a program beside this file, which has to say that all is well."""
+    run = subprocess.run(
+        [*(enclosed or []), sys.executable, "-m", f"{__package__}.{name}", *map(str, arguments)],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (0, "all is well\n"), run.stderr
+
+
+def test_a_full_disk_under_the_store(tmp_path: Path) -> None:
+    # RUN-24: on a file system of 40 MiB, which only a namespace of its own lets us mount.
+    small, root = tmp_path / "small", tmp_path / "root"
+    small.mkdir()
+    root.mkdir()
+    mount = 'mount -t tmpfs -o size=40m tmpfs "$1" && shift && exec "$@"'
+    enclosed = ["unshare", "-Urm", "sh", "-c", mount, "sh", str(small)]
+    try:
+        probe = subprocess.run([*enclosed, "true"], capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("unshare is not installed")
+    if probe.returncode != 0:
+        pytest.skip(f"no mount namespace: {probe.stderr.decode().strip()}")
+    run_program("full_store", small, root, enclosed=enclosed)
+
+
+@as_root
+def test_a_server_without_privileges() -> None:
+    # Not in pytest's own folder, which nobody else may enter.
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "foreign").write_bytes(CONTENT)
+        os.chown(folder, NOBODY, NOBODY)
+        run_program("unprivileged_outputs", folder)

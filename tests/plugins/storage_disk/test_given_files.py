@@ -58,7 +58,8 @@ async def test_a_file_with_two_names_is_copied(given: Path, tmp_path: Path) -> N
     async with open_store(tmp_path) as store:
         await store.write_file(DIGEST, given)
         assert await inode_of_blob(store) != before.st_ino
-    assert given.stat() == before
+    after = given.stat()
+    assert (after.st_mode, after.st_ctime_ns) == (before.st_mode, before.st_ctime_ns)
 
 
 async def test_a_blob_that_is_there_keeps_its_file(given: Path, tmp_path: Path) -> None:

@@ -353,7 +353,10 @@ async def test_outputs_and_streams_of_an_action_are_moved(
 ) -> None:
     # OUT-22, RUN-13
     cas.blobs = store
-    script = "head -c 1000000 /dev/zero > f; head -c 2000000 /dev/zero; stat -L -c %i f /dev/fd/3 3>&1 >&2"
+    script = (
+        "head -c 1000000 /dev/zero > f; head -c 2000000 /dev/zero;"
+        "stat -L -c %i f /dev/fd/3 3>&1 >&2"
+    )
     async with open_rig(cas, strategy, tmp_path / "executor") as rig:
         result = await rig.shell(script, output_paths=["f"])
     inodes = (await cas.get(result.stderr_digest)).decode().split()

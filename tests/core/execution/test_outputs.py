@@ -298,6 +298,13 @@ async def test_overlapping_outputs_and_untouched_inputs(rig: Rig) -> None:
     assert result.output_files[1].digest == digest_of(b"2")
 
 
+async def test_names_that_differ_in_case_are_two(rig: Rig) -> None:
+    # OUT-23: as on the file system that they come from.
+    result = await rig.shell("mkdir d; echo 1 > d/Foo; echo 2 > d/foo", output_paths=["d"])
+    tree = await read_tree(rig.cas, result.output_directories[0])
+    assert listing(tree) == {"Foo": digest_of(b"1\n").hash, "foo": digest_of(b"2\n").hash}
+
+
 async def test_node_properties_where_asked_for(rig: Rig) -> None:
     # OUT-18
     script = (
@@ -401,6 +408,33 @@ async def test_only_missing_blobs_are_sent_and_asked_for_once(tmp_path: Path) ->
     await upload(blobs, tmp_path, "l1", "l2", "s1", "s2", "e")
     assert store.written == []
     assert store.asked == 2, "once for each of the large ones, once for all small ones"
+
+
+class RefusingStore(MemoryBlobStore):
+    """Refuses the first batch."""
+
+    refused: Mapping[Digest, bytes] = {}
+
+    async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, StokerError]:
+        if self.refused:
+            return await super().write_many(blobs)
+        self.refused = blobs
+        return {digest: FailedPrecondition("not now") for digest in blobs}
+
+
+async def test_what_was_taken_along_before_a_failure_still_arrives(tmp_path: Path) -> None:
+    # What the command said is named in the result, whatever becomes of its outputs.
+    for number in range(60):
+        (tmp_path / f"f{number}").write_bytes(b"%d" % number * 50_000)
+    store = RefusingStore()
+    uploads = Uploads(SHA256, VerifyingBlobStore(store))
+    digest = uploads.add(b"said")
+    command = reapi.Command(output_paths=[f"f{number}" for number in range(60)])
+    with pytest.raises(FailedPrecondition, match="not now"):
+        await collect_outputs(tmp_path, command, uploads, budget())
+    assert digest in store.refused
+    await uploads.publish()
+    assert await store.read_many([digest]) == {digest: b"said"}
 
 
 async def test_many_outputs_take_bounded_memory_and_all_arrive(cas: Cas, tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ class LocalFile(NamedTuple):
 class Uploads:
     """Files and messages of one action, hashed and sent. One task uses it at a time.
 
-    Several threads hash while the store takes what was hashed before. What is in memory is
-    bounded by some 4 MiB for each of at most eight tasks, however many files there are.
+    Several threads hash while the store takes what was hashed before. Of files, at most some
+    8 MiB for each of at most eight tasks are in memory at once, however many there are.
 
     A small file is read once. So is a large one that may be given away (`gives_files`): the store
     gets the file itself. Else it is read again as it is sent, since a store has to be told the

@@ -17,6 +17,7 @@ from bench import (
     byte_stream,
     find_missing,
     one_shot,
+    outputs,
     report,
     rpc_unary,
     storage,
@@ -30,6 +31,7 @@ MEASUREMENTS = {
     "action_cache": action_cache.measure,
     "one_shot": one_shot.measure,
     "warm_worker": warm_worker.measure,
+    "outputs": outputs.measure,
     "storage": storage.measure,
     "buckets": buckets.measure,
 }

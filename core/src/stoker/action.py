@@ -42,6 +42,8 @@ class LoadedAction:
     mnemonic: str = ""
     """The build tool's name for this sort of action, as Javac; from RequestMetadata."""
     target: str = ""
+    max_blob_bytes: int = 0
+    """The largest blob that the instance takes, outputs among them (OUT-24); 0 for no bound."""
 
     @property
     def cacheable(self) -> bool:
@@ -76,6 +78,7 @@ def load_action(
     *,
     namespace: str,
     metadata: reapi.RequestMetadata,
+    max_blob_bytes: int = 0,
 ) -> LoadedAction:
     """Join an Action and its Command. Raises InvalidRequest naming what is unsound in either."""
     _check_command(command)
@@ -90,6 +93,7 @@ def load_action(
         metadata=metadata,
         mnemonic=metadata.action_mnemonic,
         target=metadata.target_id,
+        max_blob_bytes=max_blob_bytes,
     )
 
 

@@ -65,6 +65,14 @@ async def test_present_is_remembered_and_absent_is_not(store: BlobStore, slow: S
     assert slow.asked == [digest] * 3
 
 
+async def test_a_given_file_is_remembered(store: BlobStore, slow: Slow, tmp_path: Path) -> None:
+    digest, data = blob("given", 10)
+    (tmp_path / "given").write_bytes(data)
+    await store.write_file(digest, tmp_path / "given")
+    assert await store.find_missing([digest]) == set()
+    assert slow.asked == []
+
+
 async def test_what_vanishes_counts_as_present_for_its_life_only(
     store: BlobStore, slow: Slow, autojump_clock: trio.testing.MockClock
 ) -> None:

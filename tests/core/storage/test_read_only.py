@@ -19,7 +19,7 @@ from stoker.storage.read_only import (
 from stoker.testing.blob_store_laws import assert_absent, blob, read, write
 
 
-async def test_blob_store_reads_and_refuses_to_write() -> None:
+async def test_blob_store_reads_and_refuses_to_write(tmp_path: Path) -> None:
     inner = MemoryBlobStore()
     held, data = blob("held", 100)
     refused, other = blob("refused", 100)
@@ -38,6 +38,9 @@ async def test_blob_store_reads_and_refuses_to_write() -> None:
             store.open_upload(refused, "an upload")
         with pytest.raises(FailedPrecondition, match="'window' is read-only"):
             await write(store, refused, other)
+        (tmp_path / "given").write_bytes(other)
+        with pytest.raises(FailedPrecondition, match="'window' is read-only"):
+            await store.write_file(refused, tmp_path / "given")
         failures = await store.write_many({refused: other})
         assert isinstance(failures[refused], FailedPrecondition)
     await assert_absent(inner, refused)

@@ -753,3 +753,32 @@ async def test_readers_who_fail_together_have_errors_of_their_own(
     assert far.reads == 1
     assert sorted(error.__notes__ for error in caught) == [["one"], ["two"]]
     assert {(error.digest, str(error)) for error in caught} == {(digest, str(BlobNotFound(digest)))}
+
+
+# --- files that are given away
+
+
+async def test_a_given_file_goes_through_far_first(
+    store: BlobStore, near: Near, far: Far, tmp_path: Path
+) -> None:
+    digest, data = blob("given", 100_000)
+    (tmp_path / "given").write_bytes(data)
+    far.down = True
+    with pytest.raises(Unavailable):
+        await store.write_file(digest, tmp_path / "given")
+    await assert_absent(near, digest)
+    assert (tmp_path / "given").read_bytes() == data, "the client may try again"
+    far.down = False
+    await store.write_file(digest, tmp_path / "given")
+    assert await read(near, digest) == await read(far, digest) == data
+
+
+async def test_a_given_file_is_uploaded_later(near: Near, far: Far, tmp_path: Path) -> None:
+    digest, data = blob("given", 100_000)
+    (tmp_path / "given").write_bytes(data)
+    far.open_gate = trio.Event()
+    async with open_tiered(near, far, writes="back") as store:
+        await store.write_file(digest, tmp_path / "given")
+        assert await read(near, digest) == data
+        far.open_gate.set()
+    assert await read(far, digest) == data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import trio
@@ -245,3 +246,35 @@ async def test_blob_that_its_store_cuts_or_prolongs_is_no_blob(change: int) -> N
     if change < 0:
         with pytest.raises(DataLoss):
             await read(store, digest, 980, 20)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 9, 11])
+async def test_given_file_of_another_size_is_caught(
+    store: BlobStore, inner: MemoryBlobStore, tmp_path: Path, size_bytes: int
+) -> None:
+    digest, _ = blob("given", 10)
+    path = tmp_path / "given"
+    path.write_bytes(bytes(size_bytes))
+    with pytest.raises(DigestMismatch):
+        await store.write_file(digest, path)
+    await assert_absent(inner, digest)
+    assert path.stat().st_size == size_bytes
+
+
+async def test_given_link_is_no_file(
+    store: BlobStore, inner: MemoryBlobStore, tmp_path: Path
+) -> None:
+    digest, data = blob("behind a link", 10)
+    (tmp_path / "real").write_bytes(data)
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(DigestMismatch):
+        await store.write_file(digest, tmp_path / "link")
+    await assert_absent(inner, digest)
+
+
+async def test_given_empty_file_is_never_passed_on(
+    store: BlobStore, inner: MemoryBlobStore, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").touch()
+    await store.write_file(SHA256.empty, tmp_path / "empty")
+    assert await inner.find_missing([SHA256.empty]) == {SHA256.empty}

@@ -68,6 +68,7 @@ class Executor:
             stages=stages,
             disk=self._disk,
             begun=begun,
+            budget=self._settings.output_budget(self.name, action),
         )
         return await self._run_on_worker(run) or await self._one_shot.run(run)
 

@@ -83,7 +83,14 @@ class OneShot:
             run.messages.append(f"the command was ended on executor {self._executor}: {reason}")
         # RUN-23: what breaks a limit here may keep to it elsewhere.
         reusable = not stop.exit.breach
-        return Ending(stop.exit.code, folders.stdout, folders.stderr, error, reusable=reusable)
+        return Ending(
+            stop.exit.code,
+            folders.stdout,
+            folders.stderr,
+            error,
+            reusable=reusable,
+            processes_ended=True,
+        )
 
 
 def _reason(stop: _Stop) -> str:

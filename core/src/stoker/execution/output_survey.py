@@ -3,20 +3,22 @@
 These functions block; call them in a thread.
 """
 
-# ruff: noqa: PTH101, PTH115, PTH116, PTH119, PTH120
+# ruff: noqa: PTH115, PTH116, PTH119, PTH120
 # Strings and descriptors: for ten thousand files, making Paths would take half of the time.
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stoker.action import resolve_output
 from stoker.errors import FailedPrecondition
+from stoker.execution.output_files import make_passable, open_folder
+from stoker.execution.output_limits import OutputBudget
 from stoker.protos import remote_execution_pb2 as reapi
 
 
@@ -70,22 +72,22 @@ class Survey:
                 yield from folder.files
 
 
-def survey_outputs(root: str, command: reapi.Command) -> Survey:
-    """Look at every output that `command` names, in the folder `root`.
+def survey_outputs(root: str, command: reapi.Command, budget: OutputBudget) -> Survey:
+    """Look at every output that `command` names, in the folder `root`, and count it.
 
     What is absent is left out (OUT-02). Raises FailedPrecondition for what cannot be an output:
     the wrong kind (OUT-03, OUT-04), a special file (OUT-19), a name that is not UTF-8 (OUT-21),
-    or a path that a symbolic link leads out of the input root.
+    a path that a symbolic link leads out of the input root, or more than the budget allows
+    (OUT-24, OUT-25), which ends the survey then and there.
     """
     # Not the last part: were it a link, everything would lie behind a link out of the root.
     top = os.path.join(os.path.realpath(os.path.dirname(root)), os.path.basename(root))
-    survey = Survey()
+    surveyor = _Surveyor(top, budget)
     for path, kind in _wanted(command):
         location = _locate(top, command.working_directory, path)
         if location is not None:
-            _look(survey, top, path, location, kind)
-    survey.skipped = [os.path.relpath(location, top) for location in survey.skipped]
-    return survey
+            surveyor.look(path, location, kind)
+    return surveyor.survey
 
 
 def _wanted(command: reapi.Command) -> Iterator[tuple[str, str]]:
@@ -124,34 +126,89 @@ def _make_passable(root: str, folder: str) -> None:
         location = os.path.join(location, name) if name else location
         try:
             mode = os.lstat(location).st_mode
+            if not stat.S_ISDIR(mode):
+                return
+            if not mode & stat.S_IXUSR:
+                make_passable(location)
         except OSError:
             return
-        if not stat.S_ISDIR(mode):
-            return
-        if not mode & stat.S_IXUSR:
-            os.chmod(location, 0o700)
 
 
 def _is_within(root: str, location: str) -> bool:
     return location == root or location.startswith(root + "/")
 
 
-def _look(survey: Survey, root: str, path: str, location: str, kind: str) -> None:
-    try:
-        status = os.lstat(location)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    node = Node(path, location, status)
-    if stat.S_ISLNK(status.st_mode):
-        survey.symlinks[path] = _look_at_link(node, root, kind)
-    elif stat.S_ISDIR(status.st_mode):
-        _refuse_unless(kind != "file", f"output file {path!r} is a directory")
-        survey.folders[path] = _walk(node, survey.skipped)
-    elif stat.S_ISREG(status.st_mode):
-        _refuse_unless(kind != "directory", f"output directory {path!r} is a file")
-        survey.files[path] = node
-    else:
-        raise FailedPrecondition(f"output {path!r} is neither file, directory nor symbolic link")
+class _Surveyor:
+    """Looks at outputs in the folder `top`, and counts what it finds."""
+
+    def __init__(self, top: str, budget: OutputBudget) -> None:
+        self.survey = Survey()
+        self._top = top
+        self._budget = budget
+
+    def look(self, path: str, location: str, kind: str) -> None:
+        """Note the output `path`, which should be a `kind` and is at `location` if anywhere."""
+        try:
+            status = os.lstat(location)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        node = Node(path, location, status)
+        if stat.S_ISLNK(status.st_mode):
+            self._count(node)
+            self.survey.symlinks[path] = _look_at_link(node, self._top, kind)
+        elif stat.S_ISDIR(status.st_mode):
+            _refuse_unless(kind != "file", f"output file {path!r} is a directory")
+            self.survey.folders[path] = self._walk(node)
+        elif stat.S_ISREG(status.st_mode):
+            _refuse_unless(kind != "directory", f"output directory {path!r} is a file")
+            self._count(node, status.st_size)
+            self.survey.files[path] = node
+        else:
+            raise FailedPrecondition(
+                f"output {path!r} is neither file, directory nor symbolic link"
+            )
+
+    def _walk(self, node: Node) -> list[Folder]:
+        """The folder `node` and all below it. Follows no symbolic link (OUT-08)."""
+        folders = []
+        unvisited = [node]
+        while unvisited:
+            folder = self._list(unvisited.pop())
+            folders.append(folder)
+            unvisited += folder.folders
+        return folders
+
+    def _list(self, node: Node) -> Folder:
+        folder = Folder(node)
+        self._count(node)
+        with open_folder(node.location) as descriptor, os.scandir(descriptor) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                self._note(folder, entry, descriptor)
+        return folder
+
+    def _note(self, folder: Folder, entry: os.DirEntry[str], descriptor: int) -> None:
+        name = _utf8(entry.name, folder.node.location)
+        location = f"{folder.node.location}/{name}"
+        status = entry.stat(follow_symlinks=False)
+        found = Node(name, location, status)
+        if stat.S_ISREG(status.st_mode):
+            self._count(found, status.st_size)
+            folder.files.append(found)
+        elif stat.S_ISDIR(status.st_mode):
+            folder.folders.append(found)
+        elif stat.S_ISLNK(status.st_mode):
+            self._count(found)
+            target = _utf8(os.readlink(name, dir_fd=descriptor), location)
+            folder.symlinks.append(found._replace(target=target))
+        else:
+            self.survey.skipped.append(self._shown(location))
+
+    def _count(self, node: Node, size_bytes: int = 0) -> None:
+        self._budget.count(f"output {self._shown(node.location)!r}", size_bytes)
+
+    def _shown(self, location: str) -> str:
+        """`location` relative to the input root."""
+        return location[len(self._top) + 1 :]
 
 
 def _refuse_unless(condition: bool, message: str) -> None:
@@ -170,7 +227,8 @@ def _look_at_link(node: Node, root: str, kind: str) -> Link:
         f"output directory {node.name!r} is a symbolic link to a file",
     )
     to_folder = kind == "directory" if leads_to_folder is None else leads_to_folder
-    return Link(node._replace(target=_target_of(node.location)), to_folder)
+    target = _utf8(os.readlink(node.location), node.location)
+    return Link(node._replace(target=target), to_folder)
 
 
 def _leads_to_folder(node: Node, root: str) -> bool | None:
@@ -179,51 +237,6 @@ def _leads_to_folder(node: Node, root: str) -> bool | None:
         with suppress(OSError):
             return stat.S_ISDIR(os.stat(end).st_mode)
     return None
-
-
-def _walk(node: Node, skipped: list[str]) -> list[Folder]:
-    """The folder `node` and all below it. Follows no symbolic link (OUT-08)."""
-    folders = []
-    unvisited = [node]
-    while unvisited:
-        folder = _list(unvisited.pop(), skipped)
-        folders.append(folder)
-        unvisited += folder.folders
-    return folders
-
-
-def _list(node: Node, skipped: list[str]) -> Folder:
-    folder = Folder(node)
-    for entry in sorted(_entries(node.location), key=lambda entry: entry.name):
-        name = _utf8(entry.name, node.location)
-        status = entry.stat(follow_symlinks=False)
-        found = Node(name, entry.path, status)
-        if stat.S_ISLNK(status.st_mode):
-            folder.symlinks.append(found._replace(target=_target_of(entry.path)))
-        elif stat.S_ISDIR(status.st_mode):
-            folder.folders.append(found)
-        elif stat.S_ISREG(status.st_mode):
-            folder.files.append(found)
-        else:
-            skipped.append(entry.path)
-    return folder
-
-
-def _entries(location: str) -> Iterable[os.DirEntry[str]]:
-    try:
-        return _scan(location)
-    except PermissionError:  # OUT-20
-        os.chmod(location, 0o700)
-        return _scan(location)
-
-
-def _scan(location: str) -> list[os.DirEntry[str]]:
-    with os.scandir(location) as entries:
-        return list(entries)
-
-
-def _target_of(location: str) -> str:
-    return _utf8(os.readlink(location), location)
 
 
 def _utf8(text: str, location: str) -> str:

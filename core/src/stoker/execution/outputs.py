@@ -18,6 +18,7 @@ import trio
 from stoker.digest import Digest
 from stoker.errors import FailedPrecondition
 from stoker.execution.disk import on_disk
+from stoker.execution.output_limits import OutputBudget
 from stoker.execution.output_survey import Folder, Node, Survey, survey_outputs
 from stoker.execution.uploads import LocalFile, Uploads
 from stoker.protos import remote_execution_pb2 as reapi
@@ -32,17 +33,20 @@ class Collected(NamedTuple):
     """Special files inside of output directories, relative to the input root (OUT-19)."""
 
 
-async def collect_outputs(root: Path, command: reapi.Command, uploads: Uploads) -> Collected:
-    """Hash the outputs that `command` names below `root` and add them to `uploads`.
+async def collect_outputs(
+    root: Path, command: reapi.Command, uploads: Uploads, budget: OutputBudget
+) -> Collected:
+    """Hash the outputs that `command` names below `root`, count them, and send what is large.
 
-    Nothing is sent: that is `uploads.publish`. Only permissions that forbid reading are changed.
-    Raises FailedPrecondition for what cannot be an output, Unavailable if the disk fails.
+    The rest is in `uploads`, to be published. Only permissions that forbid reading are changed,
+    and, where files are given away, those that let others write. Raises FailedPrecondition for
+    what cannot be an output or is too much, StorageFull or Unavailable.
     """
-    look = partial(survey_outputs, os.fspath(root), command)
+    look = partial(survey_outputs, os.fspath(root), command, budget)
     survey = await on_disk("looking for outputs:", look, FailedPrecondition)
     files = {node.location: node.status.st_size for node in survey.all_files()}
     digests = await uploads.add_files(LocalFile(*item) for item in files.items())
-    description = _Description(command, digests, uploads)
+    description = _Description(command, digests, uploads, budget)
     if survey.folders:  # which may be large, and take a while to write down
         result = await trio.to_thread.run_sync(description.result, survey)
     else:
@@ -54,10 +58,15 @@ class _Description:
     """Writes messages about outputs whose files have been hashed."""
 
     def __init__(
-        self, command: reapi.Command, digests: Mapping[str, Digest], uploads: Uploads
+        self,
+        command: reapi.Command,
+        digests: Mapping[str, Digest],
+        uploads: Uploads,
+        budget: OutputBudget,
     ) -> None:
         self._digests = digests
         self._uploads = uploads
+        self._budget = budget
         self._asked = frozenset(command.output_node_properties)
         self._has_output_paths = bool(command.output_paths)
         format_ = command.output_directory_format
@@ -102,13 +111,18 @@ class _Description:
         output = reapi.OutputDirectory(path=path)
         if self._trees:
             tree = reapi.Tree(root=root[1], children=(message for _, message in children))
-            output.tree_digest.CopyFrom(self._uploads.add(_bytes(tree)).to_proto())
+            output.tree_digest.CopyFrom(self._add(f"the Tree of output {path!r}", tree))
             output.is_topologically_sorted = True
         if self._directories:
             for message in messages.values():
-                self._uploads.add(_bytes(message))
+                self._add(f"a Directory in output {path!r}", message)
             output.root_directory_digest.CopyFrom(root[0].to_proto())
         return output
+
+    def _add(self, name: str, message: reapi.Directory | reapi.Tree) -> reapi.Digest:
+        data = _bytes(message)
+        self._budget.check_blob(name, len(data))
+        return self._uploads.add(data).to_proto()
 
     def _messages(self, folders: Iterable[Folder]) -> dict[Digest, reapi.Directory]:
         """Every distinct Directory, each after all that it names; the root is last.

@@ -15,6 +15,7 @@ from stoker.errors import FailedPrecondition, StokerError
 from stoker.execution.arrangement import parent_of
 from stoker.execution.disk import Disk
 from stoker.execution.input_root import InputRoot
+from stoker.execution.output_limits import OutputBudget
 from stoker.execution.outputs import collect_outputs
 from stoker.execution.stages import Stages
 from stoker.execution.uploads import LocalFile, Uploads
@@ -37,6 +38,8 @@ class Run:
     disk: Disk
     begun: float
     """In trio time."""
+    budget: OutputBudget
+    """What it may leave behind."""
     messages: list[str] = field(default_factory=list)
     """Sentences for the person who reads the client's output."""
 
@@ -68,6 +71,9 @@ class Ending(NamedTuple):
     error: StokerError | None = None
     reusable: bool = True
     """As for `Outcome`."""
+    processes_ended: bool = False
+    """Whether nothing that has written, or reads, what is in the input root lives any more: large
+    files may then be moved away from there. Not so for a persistent worker."""
 
 
 async def conclude(run: Run, ending: Ending, root: InputRoot | None, blobs: BlobStore) -> Outcome:
@@ -79,27 +85,13 @@ async def conclude(run: Run, ending: Ending, root: InputRoot | None, blobs: Blob
     if root is not None and ending.error is None:
         run.disk.check_room(since=run.begun)
     run.stages.mark("output_upload_start")
-    uploads = Uploads(run.action.digest.function, blobs)
-    result, error = reapi.ActionResult(), ending.error
-    if root is not None:
-        try:
-            result = await _outputs(run, root, uploads)
-        except FailedPrecondition as unfit:
-            error = error or unfit
-    # RUN-14: an empty stream has no digest.
-    for stream, field_ in ((ending.stdout, "stdout_digest"), (ending.stderr, "stderr_digest")):
-        try:
-            digest = await _store_stream(stream, uploads)
-        except FailedPrecondition as unfit:
-            error = error or unfit
-            continue
-        if digest is not None:
-            getattr(result, field_).CopyFrom(digest.to_proto())
+    uploads = Uploads(run.action.digest.function, blobs, gives_files=ending.processes_ended)
+    result, error = await _store(run, ending, root, uploads)
     try:
         await uploads.publish()
-    except FailedPrecondition as changed:
+    except FailedPrecondition as refused:
         # Nothing may be named that is perhaps not in the store.
-        result, error = reapi.ActionResult(), error or changed
+        result, error = reapi.ActionResult(), error or refused
     run.stages.mark("output_upload_completed")
     result.exit_code = ending.exit_code
     result.execution_metadata.CopyFrom(run.stages.complete())
@@ -108,9 +100,34 @@ async def conclude(run: Run, ending: Ending, root: InputRoot | None, blobs: Blob
     )
 
 
+async def _store(
+    run: Run, ending: Ending, root: InputRoot | None, uploads: Uploads
+) -> tuple[reapi.ActionResult, StokerError | None]:
+    """A result that names all that can be stored, and the first reason why something cannot."""
+    result, error = reapi.ActionResult(), ending.error
+    streams = reapi.ActionResult()
+    # Before the outputs: what the command said must not fall victim to how much it left.
+    for stream, field_ in ((ending.stdout, "stdout_digest"), (ending.stderr, "stderr_digest")):
+        try:
+            digest = await _store_stream(stream, uploads, run.budget)
+        except FailedPrecondition as unfit:
+            error = error or unfit
+            continue
+        # RUN-14: an empty stream has no digest.
+        if digest is not None:
+            getattr(streams, field_).CopyFrom(digest.to_proto())
+    if root is not None:
+        try:
+            result = await _outputs(run, root, uploads)
+        except FailedPrecondition as unfit:
+            error = error or unfit
+    result.MergeFrom(streams)
+    return result, error
+
+
 async def _outputs(run: Run, root: InputRoot, uploads: Uploads) -> reapi.ActionResult:
     root.check_intact()
-    collected = await collect_outputs(root.folder, run.action.command, uploads)
+    collected = await collect_outputs(root.folder, run.action.command, uploads, run.budget)
     if collected.skipped:
         run.messages.append(
             f"left out, as neither file, directory nor symbolic link: "
@@ -119,8 +136,11 @@ async def _outputs(run: Run, root: InputRoot, uploads: Uploads) -> reapi.ActionR
     return collected.result
 
 
-async def _store_stream(stream: Path | bytes, uploads: Uploads) -> Digest | None:
+async def _store_stream(
+    stream: Path | bytes, uploads: Uploads, budget: OutputBudget
+) -> Digest | None:
     if isinstance(stream, bytes):
+        budget.count_bytes("what was said on stderr", len(stream))
         return uploads.add(stream) if stream else None
     try:
         status = stream.lstat()  # noqa: ASYNC240 -- a trip to a thread costs more
@@ -128,6 +148,7 @@ async def _store_stream(stream: Path | bytes, uploads: Uploads) -> Digest | None
         raise FailedPrecondition(f"the action has removed its own {stream.name}") from error
     if not stat.S_ISREG(status.st_mode):
         raise FailedPrecondition(f"the action has put something else in place of {stream.name}")
+    budget.count_bytes(stream.name, status.st_size)
     if not status.st_size:
         return None
     file = LocalFile(os.fspath(stream), status.st_size)

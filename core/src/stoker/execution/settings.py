@@ -9,6 +9,7 @@ import msgspec
 
 from stoker.action import LoadedAction, Platform
 from stoker.errors import InvalidRequest
+from stoker.execution.output_limits import OutputBudget
 from stoker.resources import ByteCount, requested
 from stoker.spi import Limits, Settings
 
@@ -31,6 +32,11 @@ class ExecutionSettings(Settings, frozen=True):
     enforce_cpus: bool = False
     """Whether an action gets no more than the processors that it asks for, also while others are
     idle. What asks for none is not bounded."""
+    max_output_bytes: Annotated[int, msgspec.Meta(ge=0)] = 16 * 2**30
+    """What an action's output files, stdout and stderr may have together (OUT-25)."""
+    max_output_files: Annotated[int, msgspec.Meta(ge=0)] = 250_000
+    """How many files, directories and symbolic links an action may have as outputs, those inside
+    of output directories among them (OUT-25)."""
 
     def process_limits(self, platform: Platform) -> Limits:
         """What a process for `platform` is held to. Raises InvalidRequest as `requested` does."""
@@ -64,3 +70,12 @@ class ExecutionSettings(Settings, frozen=True):
                 f"limit of {self.maximum_timeout_seconds:g} s"
             )
         return action.timeout_seconds
+
+    def output_budget(self, executor: str, action: LoadedAction) -> OutputBudget:
+        """What `action` may leave behind on the executor of this name."""
+        return OutputBudget(
+            executor=executor,
+            max_files=self.max_output_files,
+            max_bytes=self.max_output_bytes,
+            max_blob_bytes=action.max_blob_bytes,
+        )

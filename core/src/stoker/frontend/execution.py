@@ -87,6 +87,7 @@ class ExecutionService:
             command,
             namespace=instance.name,
             metadata=request_metadata(call),
+            max_blob_bytes=instance.max_blob_bytes,
         )
 
     async def _accept(

@@ -87,6 +87,10 @@ class ExistenceBlobStore(BlobStore):
         self._remember((d for d in blobs if d not in failures), trio.current_time())
         return failures
 
+    async def write_file(self, digest: Digest, path: Path) -> None:
+        await self._inner.write_file(digest, path)
+        self._remember([digest], trio.current_time())
+
     @asynccontextmanager
     async def open_upload(self, digest: Digest, upload: str) -> AsyncIterator[BlobUpload]:
         async with self._inner.open_upload(digest, upload) as writer:

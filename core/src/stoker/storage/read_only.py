@@ -58,6 +58,11 @@ class ReadOnlyBlobStore(spi.BlobStore):
         await trio.lowlevel.checkpoint()
         return {digest: self._refusal(digest) for digest in blobs}
 
+    async def write_file(self, digest: Digest, path: Path) -> None:  # noqa: ARG002 - refused
+        """Raise FailedPrecondition."""
+        await trio.lowlevel.checkpoint()
+        raise self._refusal(digest)
+
     def open_paths(
         self, digests: Collection[Digest]
     ) -> AbstractAsyncContextManager[Mapping[Digest, Path]]:

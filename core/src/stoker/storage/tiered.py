@@ -169,6 +169,15 @@ class TieredBlobStore(BlobStore):
         failures |= await self._near.write_many(taken)
         return failures | await self._each(taken.keys() - failures.keys(), self._upload_later)
 
+    async def write_file(self, digest: Digest, path: Path) -> None:
+        """The near store may have the file itself; the far one gets a copy, and gets it first."""
+        if self._through:
+            # Not the far store's own way, which may be to take the file away.
+            await BlobStore.write_file(self._far, digest, path)
+        await self._wait_room(digest)
+        await self._near.write_file(digest, path)
+        await self._upload_later(digest)
+
     @asynccontextmanager
     async def open_upload(self, digest: Digest, upload: str) -> AsyncIterator[BlobUpload]:
         if self._through:

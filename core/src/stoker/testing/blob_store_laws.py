@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import trio
@@ -310,6 +311,77 @@ class BlobStoreLaws:
         async with store.open_paths(blobs) as paths:
             for path in paths.values():
                 assert not (await trio.Path(path).stat()).st_mode & 0o111
+
+    # --- files that are given away
+
+    @pytest.mark.parametrize("size_bytes", [1, 64 * KIB, 5 * MIB])
+    async def test_given_file_is_read(
+        self, store: BlobStore, tmp_path: Path, size_bytes: int
+    ) -> None:
+        # OUT-22
+        digest, data = blob("given", size_bytes)
+        path = trio.Path(tmp_path, "given")
+        await path.write_bytes(data)
+        await store.write_file(digest, Path(path))
+        assert await store.find_missing([digest]) == set()
+        assert same(await read(store, digest), data)
+        assert not await path.exists() or same(await path.read_bytes(), data)
+
+    async def test_given_file_with_another_name(self, store: BlobStore, tmp_path: Path) -> None:
+        digest, data = blob("given by one of two names", 300_000)
+        path, other = trio.Path(tmp_path, "given"), trio.Path(tmp_path, "kept")
+        await path.write_bytes(data)
+        await other.hardlink_to(path)
+        await store.write_file(digest, Path(path))
+        # The other name is not the store's: what is written there must not get into the blob.
+        await other.write_bytes(bytes(300_000))
+        assert same(await read(store, digest), data)
+
+    async def test_given_file_of_a_blob_that_is_present(
+        self, store: BlobStore, tmp_path: Path
+    ) -> None:
+        # BUB-06
+        digest, data = blob("given again", 300_000)
+        path = trio.Path(tmp_path, "given")
+        for _ in range(2):
+            await path.write_bytes(data)
+            await store.write_file(digest, Path(path))
+            await write(store, digest, data)
+            assert same(await read(store, digest), data)
+
+    async def test_many_given_files_at_once(self, store: BlobStore, tmp_path: Path) -> None:
+        blobs = dict(blob(f"given {number}", 200_000) for number in range(10))
+        async with trio.open_nursery() as nursery:
+            for digest, data in blobs.items():
+                for name in ("one", "two"):
+                    path = trio.Path(tmp_path, f"{digest.hash}-{name}")
+                    await path.write_bytes(data)
+                    nursery.start_soon(store.write_file, digest, Path(path))
+                nursery.start_soon(write, store, digest, data)
+        for digest, data in blobs.items():
+            assert same(await read(store, digest), data)
+
+    async def test_given_file_that_is_absent(self, store: BlobStore, tmp_path: Path) -> None:
+        digest, _ = blob("not given", 300_000)
+        with pytest.raises(FileNotFoundError):
+            await store.write_file(digest, tmp_path / "nothing")
+        await assert_absent(store, digest)
+
+    async def test_cancelled_giving_leaves_all_or_nothing(
+        self, store: BlobStore, tmp_path: Path
+    ) -> None:
+        # GEN-26
+        digest, data = blob("given in vain", 3 * MIB)
+        path = trio.Path(tmp_path, "given")
+        await path.write_bytes(data)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await store.write_file(digest, Path(path))
+        if await store.find_missing([digest]):
+            await assert_absent(store, digest)
+            assert same(await path.read_bytes(), data)
+        else:
+            assert same(await read(store, digest), data)
 
     # --- uploads that may be continued; a store that keeps nothing keeps these laws too
 

@@ -24,6 +24,7 @@ from stoker.spi import (
     BlobWriter,
     DataLoss,
     Digest,
+    DigestMismatch,
     InvalidRequest,
     ScrubFinding,
     StokerError,
@@ -131,6 +132,19 @@ class DiskBlobStore(BlobStore):
         while some := dict(islice(rest, _BATCH)):
             failures |= await self._upkeep.write(partial(self._write_some, some))
         return failures
+
+    async def write_file(self, digest: Digest, path: Path) -> None:
+        """Move the file into the store, or copy it inside of the kernel where that is not sound.
+
+        Moved is a regular file of the store's file system that has no other name; it belongs to
+        the server's user afterwards, and is read-only. Not cut short by cancellation, after which
+        the blob may be there, whole. Raises DigestMismatch if the file is of another size.
+        """
+        self._files.check_size(digest.size_bytes)
+        publish = self._files.publish_file
+        work = partial(publish, blob_name(digest), str(path), digest.size_bytes)
+        if not await self._upkeep.write(work):
+            raise DigestMismatch(digest, f"{path} is of another size")
 
     @asynccontextmanager
     async def open_upload(self, digest: Digest, upload: str) -> AsyncIterator[BlobUpload]:

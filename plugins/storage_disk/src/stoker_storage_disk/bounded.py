@@ -94,6 +94,41 @@ class BoundedFolder(Room):
             self.sync_folders(parts)
         return failures
 
+    def publish_file(self, name: str, path: str, size_bytes: int) -> bool:
+        """Publish the file at `path` by moving it, or copying it where that is not sound.
+
+        Returns False, and publishes nothing, if it is not of that size. A name that has a sound
+        file keeps it; then `path` is left alone. Raises FileNotFoundError, StorageFull or
+        Unavailable; NotCountedYet before anything was moved or written.
+        """
+        given = self.folder.open_given(path)
+        try:
+            if os.fstat(given.descriptor).st_size != size_bytes:
+                return False
+            if self.find({name: size_bytes}):
+                self.sync_folders([name])
+                return True
+            self.take(given, size_bytes)
+            if given.take_over(path):
+                return self._publish_given(name, given, size_bytes)
+            return self._publish_copy_of(given, name, size_bytes)
+        finally:
+            self.discard(given)
+
+    def _publish_copy_of(self, given: Part, name: str, size_bytes: int) -> bool:
+        with self.part() as part:
+            # The room is the copy's now.
+            part.taken_bytes, given.taken_bytes = given.taken_bytes, 0
+            part.copy_from(given.descriptor, size_bytes)
+            return self._publish_given(name, part, size_bytes)
+
+    def _publish_given(self, name: str, part: Part, size_bytes: int) -> bool:
+        if part.size_bytes != size_bytes:
+            return False
+        for error in self.publish({name: part}).values():
+            raise error
+        return True
+
     def sync_folders(self, names: Collection[str]) -> None:
         """With `fsync`, make sure that these files would be found again. Raises Unavailable."""
         if self.folder.fsync:

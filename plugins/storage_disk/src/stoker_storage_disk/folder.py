@@ -10,6 +10,7 @@ import errno
 import fcntl
 import itertools
 import os
+import stat
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -27,8 +28,11 @@ PARTIAL = "partial"
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
+_NOT_MOVABLE = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS})
 _READ = os.O_RDONLY | os.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+# Without O_NONBLOCK, opening a fifo would wait for ever.
+_TAKE = _READ | os.O_NOFOLLOW | os.O_NONBLOCK
 _CONTINUE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 
@@ -97,6 +101,15 @@ class Folder:
         path = self.absolute(f"{INCOMING}/{next(self._part_numbers)}.part")
         with storage_errors(path):
             return Part(path, os.open(path, _CREATE, 0o600))
+
+    def open_given(self, path: str) -> Part:
+        """A part for the file at `path`, which is still there: `Part.take_over` moves it.
+
+        Raises FileNotFoundError or Unavailable.
+        """
+        part_path = self.absolute(f"{INCOMING}/{next(self._part_numbers)}.part")
+        with _storage_errors_but_absence(path):
+            return Part(part_path, os.open(path, _TAKE))
 
     def open_partial(self, name: str) -> Part:
         """The file of an upload that may be continued, new or not, at its end.
@@ -169,6 +182,31 @@ class Part:
                 self.size_bytes += written
                 rest = rest[written:]
 
+    def take_over(self, path: str) -> bool:
+        """Move the file at `path`, which this part has open, here. Returns whether it could be.
+
+        It stays where it is if it is on another file system, if it has another name, by which
+        somebody could go on to write to it, or if it is somebody else's and cannot be taken.
+        Raises FileNotFoundError or Unavailable.
+        """
+        found = os.fstat(self.descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            return False
+        with _storage_errors_but_absence(path):
+            try:
+                if found.st_uid != os.geteuid():
+                    os.fchown(self.descriptor, os.geteuid(), os.getegid())
+                os.rename(path, self.path)
+            except OSError as error:
+                if error.errno in _NOT_MOVABLE:
+                    return False
+                raise
+            moved = os.lstat(self.path)
+        if (moved.st_dev, moved.st_ino, moved.st_nlink) != (found.st_dev, found.st_ino, 1):
+            raise Unavailable(f"{path} was replaced while it was moved")
+        self.size_bytes = moved.st_size
+        return True
+
     def copy_from(self, source: int, size_bytes: int) -> None:
         """Append `size_bytes` of the open file `source`, or fewer if it ends before.
 
@@ -221,6 +259,17 @@ def storage_errors(path: str) -> Iterator[None]:
         if error.errno in _FULL:
             raise StorageFull(f"no room to write {path}: {error.strerror}") from error
         raise Unavailable(f"{path}: {error.strerror}") from error
+
+
+@contextmanager
+def _storage_errors_but_absence(path: str) -> Iterator[None]:
+    try:
+        with storage_errors(path):
+            yield
+    except Unavailable as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
+        raise
 
 
 def read_exactly(path: str, descriptor: int, offset: int, size_bytes: int) -> bytes:

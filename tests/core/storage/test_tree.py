@@ -9,8 +9,10 @@ import pytest
 from stoker.errors import BlobNotFound, InputsMissing, InvalidRequest
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import SHA256, BlobStore, Digest
+from stoker.storage.input_tree import InputFile
 from stoker.storage.memory import MemoryBlobStore
-from stoker.storage.tree import InputFile, read_input_tree, walk_directories
+from stoker.storage.tree import walk_directories
+from stoker.storage.tree_cache import read_input_tree
 
 FILE = SHA256.digest(b"file")
 

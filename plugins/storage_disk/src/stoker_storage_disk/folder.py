@@ -10,7 +10,8 @@ import errno
 import fcntl
 import itertools
 import os
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +23,8 @@ BLOCK_BYTES = 4096
 """What a file takes on the disk is counted in blocks of so many bytes."""
 READ_ONLY = 0o444
 EXECUTABLE = 0o555
+INPUT_MTIME_NS = 946_684_800 * 10**9
+"""2000-01-01, as actions expect of their inputs (RUN-04)."""
 INCOMING = "incoming"
 PARTIAL = "partial"
 
@@ -80,6 +83,26 @@ class Folder:
             except FileNotFoundError:
                 return None
 
+    def stat_many(self, names: Iterable[str]) -> dict[str, os.stat_result]:
+        """Facts about those of the files that are there. Raises Unavailable."""
+        found = {}
+        prefix = self.absolute("")
+        with storage_errors(self.path):
+            for name in names:
+                try:
+                    found[name] = os.stat(prefix + name)
+                except FileNotFoundError:
+                    continue
+        return found
+
+    def give_input_time(self, name: str, found: os.stat_result) -> None:
+        """Make sure of the time of a file that has been `found`, which may have been written by
+        an earlier release. Raises Unavailable."""
+        if found.st_mtime_ns != INPUT_MTIME_NS:
+            path = self.absolute(name)
+            with storage_errors(path), suppress(FileNotFoundError):
+                os.utime(path, ns=(found.st_atime_ns, INPUT_MTIME_NS))
+
     def unlink(self, name: str) -> bool:
         """Remove file `name`. Returns whether it was there. Raises Unavailable."""
         path = self.absolute(name)
@@ -108,10 +131,12 @@ class Folder:
                 return Part(path, descriptor, os.lseek(descriptor, 0, os.SEEK_END))
 
     def seal(self, part: Part, mode: int = READ_ONLY) -> None:
-        """Give `part` its mode, and with `fsync` make its bytes last. Raises Unavailable."""
+        """Give `part` its mode and time, and with `fsync` make its bytes last. Raises Unavailable."""
         with storage_errors(part.path):
             # Set by hand, as the umask may take away what other users' actions need.
             os.fchmod(part.descriptor, mode)
+            # Links to it are inputs of actions. When it was last used is the other time.
+            os.utime(part.descriptor, ns=(time.time_ns(), INPUT_MTIME_NS))
             if self.fsync:
                 os.fdatasync(part.descriptor)
         part.sealed = True

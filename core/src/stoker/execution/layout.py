@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -100,6 +100,12 @@ class Sources(NamedTuple):
         )
 
 
+def _locations(paths: Mapping[Digest, Path]) -> Callable[[Digest], str | None]:
+    if isinstance(paths, BlobPaths):
+        return paths.location
+    return {digest: os.fspath(path) for digest, path in paths.items()}.get
+
+
 def _location(paths: Mapping[Digest, Path], digest: Digest) -> str | None:
     if isinstance(paths, BlobPaths):
         return paths.location(digest)
@@ -125,7 +131,11 @@ class Layout:
         executable: set[Digest] = set()
         for change in self._changes:
             for file in change.files.values():
-                if not file.digest.size_bytes:
+                digest, is_executable, _, mtime_ns, unix_mode = file
+                if not digest.size_bytes:
+                    continue
+                if mtime_ns is None and unix_mode is None:
+                    (executable if is_executable and self._policy.link else plain).add(digest)
                     continue
                 form = self._policy.form(file)
                 linked = self._policy.link and form.is_linkable
@@ -152,7 +162,7 @@ class Layout:
     ) -> Iterator[None]:
         descriptor = folders.descriptor
         self._arrange(change, descriptor)
-        for name, file in change.files.items():
+        for name, file in self._link_plainly(change, descriptor, sources):
             if not self._lay_file(change, descriptor, name, file, sources):
                 self.distant.append(DistantFile(change, place, name, file))
             if self._files >= _FILES_AT_ONCE or self._bytes >= _BYTES_AT_ONCE:
@@ -173,6 +183,34 @@ class Layout:
         for name, target in change.symlinks.items():
             os.symlink(target, name, dir_fd=descriptor)
             change.laid.symlinks[name] = target
+
+    def _link_plainly(
+        self, change: FolderChange, descriptor: int, sources: Sources
+    ) -> Collection[tuple[str, FileEntry]]:
+        """Make links, where they are new and as all others. Returns the rest.
+
+        Most files are like that: what is done for each decides how long a layout takes.
+        """
+        if not self._policy.link:
+            return change.files.items()
+        rest = []
+        plain, programs = _locations(sources.plain), _locations(sources.executable)
+        held, replaced, link = change.laid.files, change.replaced, os.link
+        for name, file in change.files.items():
+            digest, is_executable, _, mtime_ns, unix_mode = file
+            source = programs(digest) if is_executable else plain(digest)
+            if source and mtime_ns is None and unix_mode is None and name not in replaced:
+                try:
+                    link(source, name, dst_dir_fd=descriptor)
+                except OSError:
+                    # The long way knows what to do about it.
+                    pass
+                else:
+                    held[name] = 0  # see `_note_links`
+                    self._files += 1
+                    continue
+            rest.append((name, file))
+        return rest
 
     def _lay_file(
         self,

@@ -87,12 +87,15 @@ class Folder:
         """Facts about those of the files that are there. Raises Unavailable."""
         found = {}
         prefix = self.absolute("")
-        with storage_errors(self.path):
-            for name in names:
-                try:
-                    found[name] = os.stat(prefix + name)
-                except FileNotFoundError:
-                    continue
+        for name in names:
+            try:
+                found[name] = os.stat(prefix + name)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                # Only now: for ten thousand files, it costs as much as looking.
+                with storage_errors(prefix + name):
+                    raise
         return found
 
     def give_input_time(self, name: str, found: os.stat_result) -> None:
@@ -131,7 +134,7 @@ class Folder:
                 return Part(path, descriptor, os.lseek(descriptor, 0, os.SEEK_END))
 
     def seal(self, part: Part, mode: int = READ_ONLY) -> None:
-        """Give `part` its mode and time, and with `fsync` make its bytes last. Raises Unavailable."""
+        """Give `part` its mode and time; with `fsync`, make its bytes last. Raises Unavailable."""
         with storage_errors(part.path):
             # Set by hand, as the umask may take away what other users' actions need.
             os.fchmod(part.descriptor, mode)

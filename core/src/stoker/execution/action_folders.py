@@ -44,7 +44,8 @@ _MOST_REMOVALS_WAITING = 16
 """Beyond these, who discards a root waits until it is gone."""
 
 _CLOSING_SECONDS = 10.0
-"""How long the removal of kept roots may take in the end. The rest is left to the next life."""
+"""After how long, in the end, no further kept root is removed: the rest is left to the next
+life."""
 
 _PASSABLE = 0o711
 
@@ -155,11 +156,16 @@ class Workplace:
             await self._give_back(place)
 
     async def discard_idle(self) -> bool:
-        """Remove all roots that no action uses. Returns whether there was any."""
-        idle = self._pool.take_all()
-        for place in idle:
+        """Remove all roots that no action uses. Returns whether there was any.
+
+        After cancellation, some are kept as before.
+        """
+        found = False
+        while (place := self._pool.take_oldest()) is not None:
+            found = True
             await self._remove(place.folders.top)
-        return bool(idle)
+            await trio.lowlevel.checkpoint_if_cancelled()
+        return found
 
     async def _give_back(self, place: ActionPlace) -> None:
         if not await self._is_clean(place):

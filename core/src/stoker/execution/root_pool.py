@@ -75,10 +75,9 @@ class RootPool(Generic[LaidT]):
             leaving.append(self._idle.pop(0))
         return leaving
 
-    def take_all(self) -> list[LaidT]:
-        """All idle roots, which are kept no more."""
-        idle, self._idle = self._idle, []
-        return idle
+    def take_oldest(self) -> LaidT | None:
+        """The root that was not used for longest, which is kept no more."""
+        return self._idle.pop(0) if self._idle else None
 
     def _is_too_much(self) -> bool:
         held = [root.directory for root in self._idle if root.directory is not None]

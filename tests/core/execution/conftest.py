@@ -17,8 +17,9 @@ from stoker.execution.executor import Executor, open_executor
 from stoker.execution.settings import ExecutionSettings
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import ExecutionStrategy, WorkerProtocol
+from stoker.storage.input_tree import InputTree
 from stoker.storage.memory import MemoryBlobStore
-from stoker.storage.tree import InputTree, read_input_tree
+from stoker.storage.tree_cache import read_input_tree
 from stoker.storage.verifying import VerifyingBlobStore
 from stoker.workers.pool import WorkerSettings
 from stoker_exec_local import LocalStrategy
@@ -118,7 +119,14 @@ class Rig:
         return (await self.cas.get(result.stdout_digest)).decode()
 
     def leftovers(self) -> list[str]:
-        return sorted(path.name for path in self.folder.glob("life-*/actions/*"))
+        """Folders of actions that nobody keeps, and what kept ones hold beside clean inputs."""
+        place = self.executor.workplace
+        kept = place.kept_folders
+        known = {*kept, *place.leaving_folders}
+        found = [path for path in self.folder.glob("life-*/actions/*") if path not in known]
+        found += [p for top in kept for p in top.iterdir() if p.name not in ("root", "tmp")]
+        found += [path for top in kept for path in (top / "tmp").iterdir()]
+        return sorted(path.name for path in found)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from stoker.errors import DataLoss, InputsMissing, InvalidRequest
 from stoker.execution.input_root import InputRoot, RootReplaced
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import BlobReader
+from stoker.storage.input_tree import InputTree
 from stoker.storage.memory import MemoryBlobStore
-from stoker.storage.tree import InputTree
 from stoker.storage.verifying import VerifyingBlobStore
 
 Cas = Any

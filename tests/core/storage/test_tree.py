@@ -10,8 +10,10 @@ import trio
 from stoker.errors import BlobNotFound, InputsMissing, InvalidRequest
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import SHA256, BlobStore, Digest
+from stoker.storage.input_tree import InputFile
 from stoker.storage.memory import MemoryBlobStore
-from stoker.storage.tree import InputFile, read_input_tree, walk_directories
+from stoker.storage.tree import walk_directories
+from stoker.storage.tree_cache import CHECK_AGAIN_SECONDS, InputTrees, read_input_tree
 
 FILE = SHA256.digest(b"file")
 
@@ -401,3 +403,78 @@ async def test_a_directory_named_often_is_measured_once(store: BlobStore) -> Non
     parent = reapi.Directory(directories=[folder(str(n), child) for n in range(100_000)])
     with pytest.raises(InvalidRequest, match="more than 1000000 entries"):
         await read_input_tree(store, await keep(store, parent))
+
+
+# --- a cache of trees
+
+
+async def test_a_tree_that_is_kept_costs_no_call() -> None:
+    store = _Counting()
+    await store.write_many({FILE: b"file"})
+    leaf = await keep(store, reapi.Directory(files=[file("a")]))
+    root = await keep(store, reapi.Directory(directories=[folder("d", leaf)]))
+    trees = InputTrees(store)
+    first = await trees.read(root)
+    calls = store.calls
+    assert (await trees.read(root)).root is first.root
+    assert store.calls == calls
+
+
+async def test_only_new_directories_are_read() -> None:
+    store = _Counting()
+    await store.write_many({FILE: b"file"})
+    same = await keep(store, reapi.Directory(files=[file("a")]))
+    trees = InputTrees(store)
+    await trees.read(await keep(store, reapi.Directory(directories=[folder("d", same)])))
+    store.read.clear()
+    other = await keep(store, reapi.Directory(directories=[folder("e", same)]))
+    tree = await trees.read(other)
+    assert store.read == [other]
+    assert list(tree.files) == ["e/a"]
+
+
+async def test_what_is_missing_is_named_whole_though_some_is_known(store: BlobStore) -> None:
+    # EXE-04
+    assert isinstance(store, MemoryBlobStore)
+    leaf = await keep(store, reapi.Directory(files=[file("a")]))
+    trees = InputTrees(store)
+    kept = await trees.read(await keep(store, reapi.Directory(directories=[folder("d", leaf)])))
+    absent, gone = SHA256.digest(b"absent"), SHA256.digest(b"gone")
+    root = await keep(
+        store,
+        reapi.Directory(
+            files=[file("f", gone)], directories=[folder("d", leaf), folder("x", absent)]
+        ),
+    )
+    with pytest.raises(InputsMissing) as caught:
+        await trees.read(root)
+    assert set(caught.value.digests) == {absent, gone}
+    assert list(kept.files) == ["d/a"]
+
+
+async def test_no_more_entries_are_kept_than_may_be() -> None:
+    store = _Counting()
+    await store.write_many({FILE: b"file"})
+    trees = InputTrees(store, kept_entries=2)
+    roots = [await keep(store, reapi.Directory(files=[file(name)])) for name in "abc"]
+    for root in roots:
+        await trees.read(root)
+    store.read.clear()
+    for root in reversed(roots):
+        await trees.read(root)
+    assert store.read == roots[:1]
+
+
+async def test_files_of_a_kept_tree_are_looked_for_again_in_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    # STO-06: what is in use must not be evicted as if it were not.
+    store = _Counting()
+    await store.write_many({FILE: b"file"})
+    root = await keep(store, reapi.Directory(files=[file("a")]))
+    trees = InputTrees(store)
+    await trees.read(root)
+    calls = store.calls
+    await trio.sleep(CHECK_AGAIN_SECONDS)
+    await trees.read(root)
+    assert store.calls == calls + 1

@@ -13,10 +13,11 @@ from stoker.digest import SHA256
 from stoker.errors import InputsMissing, InvalidRequest
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.worker_protocol_pb2 import WorkRequest
+from stoker.storage.input_tree import InputFile, InputTree
 from stoker.storage.memory import MemoryBlobStore
-from stoker.storage.tree import InputFile, InputTree
 from stoker.workers.plan import WorkerPlan, build_request, plan_worker
 
+from .trees import tree_of
 from .workshop import load
 
 PROTOCOLS = ("proto", "json")
@@ -40,7 +41,7 @@ def a_tree(
         path: InputFile(path, SHA256.digest(path.encode()), False, path in tools, None, None)
         for path in sorted({*paths, *tools})
     }
-    return InputTree(files, (), dict(symlinks or {}))
+    return tree_of(files, symlinks)
 
 
 TREE = a_tree("flags", "src/a", tools=["bin/tool"])
@@ -143,7 +144,7 @@ def test_equal_actions_share_a_key_and_sources_do_not_matter() -> None:
 
 def with_tool(**changes: Any) -> InputTree:
     tool = TREE.files["bin/tool"]._replace(**changes)
-    return replace(TREE, files={**TREE.files, "bin/tool": tool})
+    return tree_of({**TREE.files, "bin/tool": tool})
 
 
 # PWK-11, PWK-12
@@ -155,7 +156,7 @@ def with_tool(**changes: Any) -> InputTree:
         (an_action(), with_tool(digest=SHA256.digest(b"new")), "tools"),
         (an_action(), with_tool(is_executable=True), "tools"),
         (an_action(), a_tree("flags", tools=["bin/tool", "bin/more"]), "tools"),
-        (an_action(), replace(TREE, symlinks={"alias": "bin/tool"}), "tools"),
+        (an_action(), tree_of(TREE.files, {"alias": "bin/tool"}), "tools"),
     ],
 )
 def test_what_differs_is_named(action: LoadedAction, tree: InputTree, component: str) -> None:
@@ -195,7 +196,7 @@ async def request_for(
     for path, data in contents.items():
         files[path] = files[path]._replace(digest=SHA256.digest(data))
         await blobs.write_many({SHA256.digest(data): data})
-    tree = replace(tree, files=files)
+    tree = tree_of(files, tree.symlinks)
     return await build_request(planned(action, tree), action, tree, blobs)
 
 
@@ -212,18 +213,18 @@ async def test_a_request_names_all_inputs_with_their_digests() -> None:
 
 async def test_paths_are_as_the_worker_sees_them() -> None:
     tree = a_tree("w/flags", "src/a", "w/src/b", symlinks={"w/more": "../src/more"})
-    tree = replace(tree, files={**tree.files, **a_tree("src/more").files})
+    tree = tree_of({**tree.files, **a_tree("src/more").files}, tree.symlinks)
     action = an_action(["./tool", "@flags"], working_directory="w")
     request = await request_for(tree, {"w/flags": b"1\n@more", "src/more": b"2\n"}, action)
     assert list(request.arguments) == ["1", "2"]
     paths = [entry.path for entry in request.inputs]
-    assert paths == ["../src/a", "flags", "src/b", "../src/more", "more"]
+    assert paths == ["../src/a", "../src/more", "flags", "src/b", "more"]
 
 
 async def test_an_empty_flag_file_needs_no_store() -> None:
     tree = a_tree("flags", tools=["bin/tool"])
     empty = tree.files["flags"]._replace(digest=SHA256.empty)
-    tree = replace(tree, files={**tree.files, "flags": empty})
+    tree = tree_of({**tree.files, "flags": empty}, tree.symlinks)
     action = an_action()
     request = await build_request(planned(action, tree), action, tree, MemoryBlobStore())
     assert list(request.arguments) == []

@@ -21,14 +21,16 @@ from stoker.execution.input_root import InputRoot
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.worker_protocol_pb2 import WorkResponse
 from stoker.spi import Sandbox
+from stoker.storage.input_tree import InputFile, InputTree
 from stoker.storage.memory import MemoryBlobStore
-from stoker.storage.tree import InputFile, InputTree
 from stoker.workers.plan import WorkerPlan, build_request, plan_worker
 from stoker.workers.pool import WorkerPool, WorkerSettings, open_worker_pool
 from stoker.workers.worker import Worker
 from stoker_exec_local import LocalStrategy
 from stoker_worker_json import JsonProtocol
 from stoker_worker_proto import ProtoProtocol
+
+from .trees import tree_of
 
 TOOL = Path(__file__).with_name("tool.py").read_bytes()
 PROTOCOLS = {"proto": ProtoProtocol(), "json": JsonProtocol()}
@@ -66,7 +68,7 @@ class Workshop:
             for path, data in group.items():
                 digest = await self.store(data)
                 inputs[path] = InputFile(path, digest, is_tool, is_tool, None, None)
-        return InputTree(dict(sorted(inputs.items())), (), {})
+        return tree_of(inputs)
 
     async def work(
         self,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import stat
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,15 @@ from pathlib import Path
 import structlog
 import trio
 
-from stoker.errors import ConfigurationError
+from stoker.errors import ConfigurationError, StokerError
 from stoker.execution.disk import disk_errors, on_disk
+from stoker.execution.input_root import InputRoot
 from stoker.execution.process import ActionFolders
-from stoker.execution.removal import remove_tree
+from stoker.execution.removal import empty_folder, remove_tree
+from stoker.execution.root_pool import RootPool
+from stoker.execution.settings import ExecutionSettings
+from stoker.spi import ProcessUser
+from stoker.storage.input_tree import InputDirectory, InputTree
 
 _log = structlog.get_logger(__name__)
 
@@ -33,8 +39,25 @@ _FIRST_PAUSE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 600.0
 
 
+_REMOVALS_AT_ONCE = 2
+_MOST_REMOVALS_WAITING = 16
+"""Beyond these, who discards a root waits until it is gone."""
+
+_CLOSING_SECONDS = 10.0
+"""After how long, in the end, no further kept root is removed: the rest is left to the next
+life."""
+
+_PASSABLE = 0o711
+
+
 @asynccontextmanager
-async def open_workplace(folder: Path) -> AsyncIterator[Workplace]:
+async def open_workplace(
+    folder: Path,
+    *,
+    open_root: Callable[[Path], InputRoot],
+    settings: ExecutionSettings | None = None,
+    user: ProcessUser | None = None,
+) -> AsyncIterator[Workplace]:
     """A workplace in `folder`, which it has to itself.
 
     It works in a new folder there, whose name has never been used: what an earlier server left,
@@ -45,35 +68,141 @@ async def open_workplace(folder: Path) -> AsyncIterator[Workplace]:
     """
     with lock_folder(folder):
         left = await on_disk("looking for what was left:", partial(_left_over, folder))
-        life = await on_disk("making a folder:", partial(_begin_life, folder))
+        life = await on_disk("making a folder:", partial(_begin_life, folder, user))
         async with trio.open_nursery() as nursery:
             for path in left:
                 nursery.start_soon(_remove_in_time, path)
-            yield Workplace(life, nursery)
+            workplace = Workplace(life, nursery, open_root=open_root, settings=settings, user=user)
+            try:
+                yield workplace
+            finally:
+                with trio.move_on_after(_CLOSING_SECONDS, shield=True):
+                    await workplace.discard_idle()
             nursery.cancel_scope.cancel()
         await on_disk("leaving a folder:", partial(_end_life, life))
+
+
+class ActionPlace:
+    """A root to lay out an action in, with the folders beside it. One action has it at a time."""
+
+    def __init__(self, folders: ActionFolders, root: InputRoot) -> None:
+        self.folders = folders
+        self.root = root
+
+    @property
+    def directory(self) -> InputDirectory | None:
+        """What its root holds."""
+        return self.root.directory
+
+    def cost(self, tree: InputTree) -> int:
+        """About how many entries must be made or removed to lay out `tree`."""
+        return self.root.cost(tree)
 
 
 class Workplace:
     """Where an executor lays out its actions: a folder that no other executor uses."""
 
-    def __init__(self, life: Path, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        life: Path,
+        nursery: trio.Nursery,
+        *,
+        open_root: Callable[[Path], InputRoot],
+        settings: ExecutionSettings | None = None,
+        user: ProcessUser | None = None,
+    ) -> None:
         """Use the folder `life`; what withstands its removal is removed in `nursery`."""
         self.workers = life / "workers"
         """For the persistent workers."""
+        settings = settings or ExecutionSettings()
         self._nursery = nursery
+        self._open_root = open_root
+        self._user = user
         self._actions = life / "actions"
         self._numbers = itertools.count(1)
+        self._leaving: set[Path] = set()
+        self._removals = trio.CapacityLimiter(_REMOVALS_AT_ONCE)
+        self._pool: RootPool[ActionPlace] = RootPool(
+            max_roots=settings.kept_roots,
+            max_entries=settings.kept_root_entries,
+            max_bytes=settings.kept_root_bytes,
+        )
+
+    @property
+    def kept_folders(self) -> Sequence[Path]:
+        """The folders of the roots that are kept for later actions."""
+        return [place.folders.top for place in self._pool.idle]
+
+    @property
+    def leaving_folders(self) -> Collection[Path]:
+        """Folders that nobody needs, and that are being removed."""
+        return frozenset(self._leaving)
 
     @asynccontextmanager
-    async def open_folders(self) -> AsyncIterator[ActionFolders]:
-        """New folders for one action. Leaving, by whatever way, removes them."""
-        folders = ActionFolders(self._actions / str(next(self._numbers)))
+    async def open_place(self, tree: InputTree) -> AsyncIterator[ActionPlace]:
+        """A place for one action with the inputs `tree`, which are still to be laid out.
+
+        It may have served earlier actions, of which nothing is left but inputs. Leaving, by
+        whatever way, cleans it and keeps it for later ones, or removes it (RUN-25).
+        """
+        place = self._pool.take(tree)
+        if place is None:
+            folders = ActionFolders(self._actions / str(next(self._numbers)))
+            place = ActionPlace(folders, self._open_root(folders.root))
         try:
-            await on_disk("making a folder:", partial(_make, folders))
-            yield folders
+            await on_disk("making a folder:", partial(_make, place.folders, self._user))
+            yield place
         finally:
-            await self._remove(folders.top)
+            await self._give_back(place)
+
+    async def discard_idle(self) -> bool:
+        """Remove all roots that no action uses. Returns whether there was any.
+
+        After cancellation, some are kept as before.
+        """
+        found = False
+        while (place := self._pool.take_oldest()) is not None:
+            found = True
+            await self._remove(place.folders.top)
+            await trio.lowlevel.checkpoint_if_cancelled()
+        return found
+
+    async def _give_back(self, place: ActionPlace) -> None:
+        if not await self._is_clean(place):
+            await self._remove(place.folders.top)
+            return
+        for leaving in self._pool.give_back(place):
+            await self._discard(leaving.folders.top)
+
+    async def _is_clean(self, place: ActionPlace) -> bool:
+        if not place.root.is_known or not self._pool.is_open:
+            return False
+        clean = False
+        # Others get the place: who was cancelled tidies up all the same.
+        with trio.move_on_after(REMOVAL_SECONDS, shield=True):
+            try:
+                await place.root.clean()
+                await on_disk("tidying up:", partial(_tidy, place.folders))
+                clean = True
+            except StokerError as error:
+                _log.info("input root not kept", folder=place.folders.top, reason=str(error))
+        return clean
+
+    async def _discard(self, folder: Path) -> None:
+        """Remove a folder that nobody waits for, unless there are too many of them."""
+        if len(self._leaving) < _MOST_REMOVALS_WAITING:
+            self._leaving.add(folder)
+            self._nursery.start_soon(self._remove_later, folder)
+        else:
+            await self._remove(folder)
+
+    async def _remove_later(self, folder: Path) -> None:
+        try:
+            await trio.to_thread.run_sync(remove_tree, str(folder), limiter=self._removals)
+        except OSError:
+            await _remove_in_time(folder)
+        finally:
+            self._leaving.discard(folder)
 
     async def _remove(self, folder: Path) -> None:
         with trio.move_on_after(REMOVAL_SECONDS, shield=True) as scope:
@@ -94,12 +223,17 @@ def _left_over(folder: Path) -> Sequence[Path]:
     ]
 
 
-def _begin_life(folder: Path) -> Path:
+def _begin_life(folder: Path, user: ProcessUser | None) -> Path:
     # Private: inputs are nobody's business, whatever permissions they have themselves. Resolved,
     # as the path of an input root is compared with those that outputs resolve to.
     life = Path(tempfile.mkdtemp(prefix=_LIFE, dir=os.path.realpath(folder)))
-    (life / "actions").mkdir()
-    (life / "workers").mkdir()
+    for path in (life / "actions", life / "workers"):
+        path.mkdir()
+        path.chmod(_PASSABLE)
+    if user is not None:
+        # Another user's processes go through to their own folder, and see no other.
+        for path in (folder, life):
+            path.chmod(_PASSABLE)
     return life
 
 
@@ -128,13 +262,37 @@ async def _remove_in_time(path: Path) -> None:
         pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
 
 
-def _make(folders: ActionFolders) -> None:
-    folders.top.mkdir()
-    folders.root.mkdir()
-    folders.temporary.mkdir()
+def _make(folders: ActionFolders, user: ProcessUser | None) -> None:
+    if not folders.top.exists():
+        folders.top.mkdir()
+        folders.top.chmod(_PASSABLE)
+        folders.root.mkdir()
+    if not folders.temporary.exists():
+        folders.temporary.mkdir(0o700)
+        _give(folders.temporary, user)
     # Made here, so that one that is absent at the end can only have been removed.
     for stream in (folders.stdout, folders.stderr):
         os.close(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        # It may open by name what it has as a descriptor.
+        _give(stream, user)
+
+
+def _give(path: Path, user: ProcessUser | None) -> None:
+    if user is not None:
+        os.chown(path, *user, follow_symlinks=False)
+
+
+def _tidy(folders: ActionFolders) -> None:
+    """Remove all but the root, and an empty temporary folder."""
+    for path in folders.top.iterdir():
+        if path == folders.root:
+            continue
+        status = path.lstat()
+        if path == folders.temporary and stat.S_ISDIR(status.st_mode):
+            empty_folder(str(path))
+        else:
+            remove_tree(str(path))
+    folders.top.chmod(_PASSABLE)
 
 
 @contextmanager

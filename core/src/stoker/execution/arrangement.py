@@ -1,30 +1,69 @@
-"""Which entries a folder should have, and bringing it there, but for the contents of files.
+"""What a folder holds, what it should hold, and the difference. Without a disk.
 
-These functions block; call them in a thread. Nothing below a symbolic link is ever touched.
+A directory whose digest is the one that was laid out is skipped with all that is below it.
 """
-
-# ruff: noqa: PTH101, PTH102, PTH115, PTH211
-# Strings and descriptors: for ten thousand files, making Paths would take half of the time.
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from stoker.digest import Digest
+from stoker.digest import SHA256, Digest
 from stoker.errors import InvalidRequest
-from stoker.execution.removal import remove_tree
-from stoker.storage.tree import InputFile, InputTree
+from stoker.storage.input_tree import FileEntry, InputDirectory, entry_in
 
 FOLDER_MODE = 0o755
+LINKED_MODE = 0o444
+LINKED_EXECUTABLE_MODE = 0o555
+
+DEFAULT_MTIME_NS = 946_684_800 * 10**9
+"""2000-01-01, for files without a time of their own: results must not depend on when they are
+laid out, and archivers such as zip know nothing before 1980 (RUN-04)."""
+
+_MAX_DEPTH = 256
+_EMPTY = InputDirectory(SHA256.empty, {}, {}, {})
+
+Folders = dict[str, "Folders"]
+"""Folders by name, each with those in it."""
+
+
+class Form(NamedTuple):
+    """All of a file that an action can see, but for its name."""
+
+    digest: Digest
+    mode: int
+    mtime_ns: int
+
+    @property
+    def is_linkable(self) -> bool:
+        """Whether a blob's own file, or its executable copy, looks like this (RUN-04)."""
+        return self.mtime_ns == DEFAULT_MTIME_NS and self.mode in (
+            LINKED_MODE,
+            LINKED_EXECUTABLE_MODE,
+        )
+
+
+def form_of(file: FileEntry, *, link: bool) -> Form:
+    """How `file` is laid out.
+
+    Copies may be written to, for it harms nobody; and a tool that copies an input with its mode
+    and goes on to edit the copy breaks on a read-only one (RUN-03). Bits that lend the owner's
+    rights to whoever runs the file are not for clients to set.
+    """
+    if file.unix_mode is not None:
+        mode = file.unix_mode & 0o777
+    elif link:
+        mode = LINKED_EXECUTABLE_MODE if file.is_executable else LINKED_MODE
+    else:
+        mode = 0o755 if file.is_executable else 0o644
+    return Form(file.digest, mode, DEFAULT_MTIME_NS if file.mtime_ns is None else file.mtime_ns)
 
 
 class FileState(NamedTuple):
     """What the file system says of a file. It differs once anybody has written to the file."""
 
+    device: int
     inode: int
     size_bytes: int
     mtime_ns: int
@@ -32,44 +71,46 @@ class FileState(NamedTuple):
     mode: int
 
 
-class LaidFile(NamedTuple):
-    """A file as it was laid out."""
+@dataclass(slots=True)
+class LaidFolder:
+    """A folder as it was laid out, less what has been found gone since."""
 
-    digest: Digest
-    mode: int
-    mtime_ns: int
-    state: FileState
-
-
-class FileChange(NamedTuple):
-    """A file that must be written."""
-
-    file: InputFile
-    replaces: bool
-    """Whether a file of that name is there, which somebody may have open."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """All that a folder should hold. Paths are relative to it; the folder itself is not listed."""
-
-    files: Mapping[str, InputFile]
-    folders: Set[str]
-    symlinks: Mapping[str, str]
+    directory: InputDirectory = _EMPTY
+    """What it was laid out from; empty for a folder that is there for outputs only."""
+    is_exact: bool = False
+    """Whether it holds just what `directory` says, and so does all below it."""
+    files: dict[str, int | FileState] = field(default_factory=dict)
+    """Those of the files that are there: the inode number of a link, the state of a copy."""
+    symlinks: dict[str, str] = field(default_factory=dict)
+    folders: dict[str, LaidFolder] = field(default_factory=dict)
+    has_copies: bool = False
+    """Whether some of the files, in a root of links, are copies that the action may change."""
+    stamp: FileState | None = None
+    stamped_ns: int = 0
+    """When the stamp was taken, in nanoseconds since 1970."""
 
 
-def wanted_entries(tree: InputTree, parents: Collection[str]) -> Wanted:
-    """`tree` and the folders `parents`, with all folders above either.
+@dataclass(slots=True, kw_only=True)
+class FolderChange:
+    """What is to be done in one folder, in this order: removing, making, linking, writing."""
 
-    Raises InvalidRequest if a parent is a file of the tree. A parent below a symbolic link of the
-    tree is not made: where the link leads is the action's affair.
-    """
-    folders: set[str] = set()
-    _add_with_ancestors(folders, tree.directories)
-    _add_with_ancestors(folders, map(parent_of, (*tree.files, *tree.symlinks)))
-    for parent in parents:
-        _add_with_ancestors(folders, [_outside_links(parent, tree)])
-    return Wanted(tree.files, folders, tree.symlinks)
+    depth: int
+    name: str
+    """In the folder above, whose change, or place, comes before; empty for the top."""
+    laid: LaidFolder
+    remove: list[str]
+    folders: list[str]
+    symlinks: dict[str, str]
+    files: Mapping[str, FileEntry]
+    replaced: frozenset[str]
+    """Those of `files` that are there with another content, which somebody may have open."""
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to be done in the folder itself."""
+        return bool(
+            self.remove or self.folders or self.symlinks or self.files or self.laid.stamp is None
+        )
 
 
 def parent_of(path: str) -> str:
@@ -77,165 +118,134 @@ def parent_of(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def _add_with_ancestors(folders: set[str], paths: Iterable[str]) -> None:
+def folders_beyond(root: InputDirectory, paths: Collection[str]) -> Folders:
+    """Those of the folders `paths`, and of the ones above them, that are not part of `root`.
+
+    Raises InvalidRequest where one is a file of the tree. One below a symbolic link of the tree
+    is left out: where the link leads is the action's affair.
+    """
+    beyond: Folders = {}
     for path in paths:
-        ancestor = path
-        while ancestor and ancestor not in folders:
-            folders.add(ancestor)
-            ancestor = parent_of(ancestor)
+        kept = _kept_part(root, path)
+        into = beyond
+        for name in kept:
+            into = into.setdefault(name, {})
+    return beyond
 
 
-def _outside_links(parent: str, tree: InputTree) -> str:
-    """The longest part of `parent` that can be made of folders."""
-    possible = parent
-    for path in _upwards(parent):
-        if path in tree.files:
-            raise InvalidRequest(f"{parent!r} must be a directory, but input {path!r} is a file")
-        if path in tree.symlinks:
-            possible = parent_of(path)
-    return possible
+def _kept_part(root: InputDirectory, path: str) -> list[str]:
+    names = [name for name in path.split("/") if name]
+    directory: InputDirectory | None = root
+    needed = False
+    for position, name in enumerate(names):
+        entry = None if directory is None else entry_in(directory, name)
+        if isinstance(entry, str):
+            return names[:position] if needed else []
+        if isinstance(entry, FileEntry):
+            there = "/".join(names[: position + 1])
+            raise InvalidRequest(f"{path!r} must be a directory, but input {there!r} is a file")
+        needed |= entry is None
+        directory = entry
+    return names if needed else []
 
 
-def _upwards(path: str) -> Iterator[str]:
-    while path:
-        yield path
-        path = parent_of(path)
+def changes_to(
+    top: LaidFolder, root: InputDirectory, beyond: Folders, *, link: bool
+) -> Iterator[FolderChange]:
+    """What makes `top` into `root` with the folders `beyond`: parents before what is in them.
 
-
-def arrange(top: str, wanted: Wanted, held: Mapping[str, LaidFile]) -> list[FileChange]:
-    """Bring the folder `top` to `wanted`; files that must be written are returned instead.
-
-    A file stays if it is in `held` as it should be, and has not been touched since.
+    `top` and what is below it tell of the new state as soon as the iterator has passed it, except
+    for files, symbolic links and stamps, which are for whoever makes the changes to note.
+    Raises InvalidRequest for what no folder should hold.
     """
-    present = _clear(top, wanted, held)
-    for folder in sorted(wanted.folders - present.folders):
-        _make_folder(os.path.join(top, folder))
-    for path, target in wanted.symlinks.items():
-        if path not in present.symlinks:
-            os.symlink(target, os.path.join(top, path))
-    return [
-        FileChange(file, path in present.stale)
-        for path, file in wanted.files.items()
-        if path not in present.sound
+    waiting: list[tuple[int, str, LaidFolder, InputDirectory, Folders]] = [
+        (0, "", top, root, beyond)
     ]
+    while waiting:
+        depth, name, laid, directory, more = waiting.pop()
+        if depth > _MAX_DEPTH:
+            raise InvalidRequest(f"the input root is more than {_MAX_DEPTH} directories deep")
+        change = _change(depth, name, laid, directory, more, link=link)
+        laid.directory = directory
+        laid.is_exact = not more
+        yield change
+        for below in {**directory.directories, **more}:
+            child = laid.folders[below]
+            wanted = directory.directories.get(below, _EMPTY)
+            inner = more.get(below, {})
+            if inner or not (child.is_exact and child.directory.digest == wanted.digest):
+                waiting.append((depth + 1, below, child, wanted, inner))
 
 
-def _make_folder(path: str) -> None:
-    os.mkdir(path)
-    os.chmod(path, FOLDER_MODE)
-
-
-@dataclass(slots=True)
-class _Present:
-    """What was found of the wanted, and stays."""
-
-    folders: set[str]
-    symlinks: set[str]
-    sound: set[str]
-    """Files as they should be."""
-    stale: set[str]
-    """Files of another content."""
-
-
-def _clear(top: str, wanted: Wanted, held: Mapping[str, LaidFile]) -> _Present:
-    """Remove all that is not wanted, and say what there is."""
-    present = _Present(set(), set(), set(), set())
-    os.chmod(top, FOLDER_MODE)
-    unvisited = [""]
-    while unvisited:
-        prefix = unvisited.pop()
-        for entry in _entries(os.path.join(top, prefix)):
-            path = f"{prefix}{entry.name}"
-            if not _note(present, path, entry, wanted, held):
-                remove_tree(entry.path)
-            elif path in wanted.folders:
-                unvisited.append(path + "/")
-    return present
-
-
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return list(entries)
-
-
-def _note(
-    present: _Present,
-    path: str,
-    entry: os.DirEntry[str],
-    wanted: Wanted,
-    held: Mapping[str, LaidFile],
-) -> bool:
-    """Whether `entry` may stay, which is noted in `present`."""
-    if entry.is_symlink():
-        return _note_symlink(present, path, entry, wanted)
-    status = entry.stat(follow_symlinks=False)
-    if stat.S_ISDIR(status.st_mode):
-        return _note_folder(present, path, entry, wanted, status)
-    return _note_file(present, path, wanted, held, status)
-
-
-def _note_symlink(present: _Present, path: str, entry: os.DirEntry[str], wanted: Wanted) -> bool:
-    if wanted.symlinks.get(path) != os.readlink(entry.path):
-        return False
-    present.symlinks.add(path)
-    return True
-
-
-def _note_folder(
-    present: _Present, path: str, entry: os.DirEntry[str], wanted: Wanted, status: os.stat_result
-) -> bool:
-    if path not in wanted.folders:
-        return False
-    if stat.S_IMODE(status.st_mode) != FOLDER_MODE:
-        os.chmod(entry.path, FOLDER_MODE)
-    present.folders.add(path)
-    return True
-
-
-def _note_file(
-    present: _Present,
-    path: str,
-    wanted: Wanted,
-    held: Mapping[str, LaidFile],
-    status: os.stat_result,
-) -> bool:
-    file = wanted.files.get(path)
-    if file is None or not stat.S_ISREG(status.st_mode):
-        return False
-    is_sound = held.get(path) == laid_file(file, state_of(status))
-    (present.sound if is_sound else present.stale).add(path)
-    return True
-
-
-DEFAULT_MTIME_NS = 946_684_800 * 10**9
-"""2000-01-01, for files without a time of their own: results must not depend on when they are
-laid out, and archivers such as zip know nothing before 1980 (RUN-04)."""
-
-
-def mode_of(file: InputFile) -> int:
-    """The permissions that `file` is laid out with.
-
-    Inputs are copies, so a write to one harms nobody; and a tool that copies an input with its
-    mode and goes on to edit the copy breaks on a read-only one (RUN-03). Bits that lend the
-    owner's rights to whoever runs the file are not for clients to set.
-    """
-    if file.unix_mode is not None:
-        return file.unix_mode & 0o777
-    return 0o755 if file.is_executable else 0o644
-
-
-def mtime_ns_of(file: InputFile) -> int:
-    """The modification time that `file` is laid out with (RUN-04)."""
-    return DEFAULT_MTIME_NS if file.mtime_ns is None else file.mtime_ns
-
-
-def laid_file(file: InputFile, state: FileState) -> LaidFile:
-    """What to remember of `file`, found in `state` after it was laid out."""
-    return LaidFile(file.digest, mode_of(file), mtime_ns_of(file), state)
-
-
-def state_of(status: os.stat_result) -> FileState:
-    """The part of `status` that tells whether a file was touched."""
-    return FileState(
-        status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode
+def _change(
+    depth: int,
+    name: str,
+    laid: LaidFolder,
+    directory: InputDirectory,
+    more: Folders,
+    *,
+    link: bool,
+) -> FolderChange:
+    folders = {**directory.directories, **more}
+    stale = _stale_files(laid, directory, link=link)
+    remove = [
+        *laid.files.keys() - directory.files.keys(),
+        *(n for n, target in laid.symlinks.items() if directory.symlinks.get(n) != target),
+        *laid.folders.keys() - folders.keys(),
+    ]
+    for gone in remove:
+        laid.files.pop(gone, None)
+        laid.symlinks.pop(gone, None)
+        laid.folders.pop(gone, None)
+    for below in (made := [below for below in folders if below not in laid.folders]):
+        laid.folders[below] = LaidFolder()
+    return FolderChange(
+        depth=depth,
+        name=name,
+        laid=laid,
+        remove=remove,
+        folders=made,
+        symlinks={n: t for n, t in directory.symlinks.items() if n not in laid.symlinks},
+        files=directory.files
+        if not laid.files
+        else {n: f for n, f in directory.files.items() if n not in laid.files or n in stale},
+        replaced=stale,
     )
+
+
+def _stale_files(laid: LaidFolder, directory: InputDirectory, *, link: bool) -> frozenset[str]:
+    """Names of files that are there, and are to be others."""
+    before = laid.directory.files
+    if not laid.files or before is directory.files:
+        return frozenset()
+    return frozenset(
+        name
+        for name, file in directory.files.items()
+        if name in laid.files
+        and before[name] != file
+        and form_of(before[name], link=link) != form_of(file, link=link)
+    )
+
+
+def cost_of_change(laid: LaidFolder, root: InputDirectory) -> int:
+    """About how many entries must be made or removed to make `laid` into `root`."""
+    cost = 0
+    waiting = [(laid, root)]
+    while waiting:
+        old, new = waiting.pop()
+        if old.is_exact and old.directory.digest == new.digest:
+            continue
+        if old.directory.files is not new.files:
+            cost += len(dict(old.directory.files).items() ^ dict(new.files).items())
+        cost += len(new.files) - len(old.files) if len(old.files) < len(new.files) else 0
+        cost += len(old.symlinks) + len(new.symlinks)
+        for name, child in old.folders.items():
+            below = new.directories.get(name)
+            if below is None:
+                cost += child.directory.entries + 1
+            else:
+                waiting.append((child, below))
+        cost += sum(
+            below.entries + 1 for name, below in new.directories.items() if name not in old.folders
+        )
+    return cost

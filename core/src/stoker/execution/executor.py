@@ -10,7 +10,8 @@ from pathlib import Path
 import trio
 
 from stoker.action import LoadedAction, Outcome
-from stoker.execution.action_folders import open_workplace
+from stoker.errors import InputsMissing, StorageFull
+from stoker.execution.action_folders import Workplace, open_workplace
 from stoker.execution.disk import Disk
 from stoker.execution.input_root import InputRoot
 from stoker.execution.on_worker import OnWorker
@@ -19,7 +20,8 @@ from stoker.execution.run import Run, Started
 from stoker.execution.settings import ExecutionSettings
 from stoker.execution.stages import Stages
 from stoker.spi import BlobStore, ExecutionStrategy, ProcessUser, WorkerProtocol
-from stoker.storage.tree import read_input_tree
+from stoker.storage.input_tree import InputTree
+from stoker.storage.tree_cache import InputTrees
 from stoker.workers.plan import WorkerPlan, plan_worker
 from stoker.workers.pool import WorkerPool, WorkerSettings, open_worker_pool
 
@@ -34,12 +36,14 @@ class Executor:
         blobs: BlobStore,
         one_shot: OneShot,
         workers: WorkerPool[InputRoot],
+        workplace: Workplace,
         settings: ExecutionSettings,
         disk: Disk,
     ) -> None:
         self.name = name
+        self.workplace = workplace
         self._disk = disk
-        self._blobs = blobs
+        self._trees = InputTrees(blobs)
         self._one_shot = one_shot
         self._on_worker = OnWorker(name, blobs, workers)
         self.workers = workers
@@ -57,9 +61,9 @@ class Executor:
         stages = Stages(self.name)
         limit_seconds = self._settings.limit_seconds(action)
         begun = trio.current_time()
-        self._disk.check_room()
+        await self._check_room()
         stages.mark("input_fetch_start")
-        tree = await read_input_tree(self._blobs, action.input_root)
+        tree = await self._trees.read(action.input_root)
         run = Run(
             action=action,
             tree=tree,
@@ -70,7 +74,24 @@ class Executor:
             begun=begun,
             budget=self._settings.output_budget(self.name, action),
         )
-        return await self._run_on_worker(run) or await self._one_shot.run(run)
+        try:
+            return await self._run_on_worker(run) or await self._one_shot.run(run)
+        except InputsMissing as error:
+            raise await self._all_missing(tree, error) from error
+
+    async def _check_room(self) -> None:
+        try:
+            self._disk.check_room()
+        except StorageFull:
+            # Roots are kept to save time, and never instead of running an action.
+            if not await self.workplace.discard_idle():
+                raise
+            self._disk.check_room()
+
+    async def _all_missing(self, tree: InputTree, found: InputsMissing) -> InputsMissing:
+        """`found` and what else has gone from the store, so that one answer names all (EXE-04)."""
+        missing = [*found.digests, *await self._trees.find_missing(tree)]
+        return InputsMissing(list(dict.fromkeys(missing)))
 
     async def _run_on_worker(self, run: Run) -> Outcome | None:
         plan = plan_worker(run.action, run.tree, self.workers.protocols)
@@ -98,11 +119,15 @@ async def open_executor(
     """An executor, and its persistent workers, in `folder`, which it has to itself.
 
     What an earlier one left there is never seen again, and deleted in the background. Without
-    `protocols`, actions that ask for a persistent worker are run as any other. Raises
+    `protocols`, actions that ask for a persistent worker are run as any other. Inputs are links
+    to blobs where that is said to be safe (RUN-02), of one-shot actions and of workers; folders
+    belong to `user`, whom processes run as where that is not the server's own. Raises
     ConfigurationError if another executor, of whatever process, uses the folder.
     """
-    del link_inputs, link_worker_inputs, user  # theirs is the layout, which comes by the merge
-    async with open_workplace(folder) as workplace:
+    open_root = partial(InputRoot, blobs=blobs, link=link_inputs, user=user)
+    async with open_workplace(
+        folder, open_root=open_root, settings=settings, user=user
+    ) as workplace:
         one_shot = OneShot(
             executor=name,
             blobs=blobs,
@@ -114,14 +139,16 @@ async def open_executor(
             strategy=strategy,
             protocols=protocols,
             folder=workplace.workers,
-            open_root=partial(InputRoot, blobs=blobs),
+            open_root=partial(InputRoot, blobs=blobs, link=link_worker_inputs, user=user),
             settings=worker_settings,
+            user=user,
         ) as workers:
             yield Executor(
                 name=name,
                 blobs=blobs,
                 one_shot=one_shot,
                 workers=workers,
+                workplace=workplace,
                 settings=settings,
                 disk=Disk(folder),
             )

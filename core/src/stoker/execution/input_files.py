@@ -1,10 +1,9 @@
 """Writing the files of an input root. These functions block; call them in a thread.
 
-A file is written under a name of its own and then renamed where another one has to give way: a
+A file is made under a name of its own and then renamed where another one has to give way: a
 persistent worker that has the old one open goes on reading the old one.
 """
 
-# ruff: noqa: PTH104, PTH108, PTH120
 # Strings and descriptors: for ten thousand files, making Paths would take half of the time.
 
 from __future__ import annotations
@@ -14,57 +13,60 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from typing import NamedTuple
 
 from stoker.digest import Digest
 from stoker.errors import DataLoss
-from stoker.execution.arrangement import (
-    FileChange,
-    LaidFile,
-    laid_file,
-    mode_of,
-    mtime_ns_of,
-    state_of,
-)
+from stoker.execution.arrangement import Form
+from stoker.spi import ProcessUser
 
 _NO_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 
 
-class PartialFile:
-    """A file on its way into the input root `top`. After `finish` or `discard` it is done with."""
+class Target(NamedTuple):
+    """Where a file goes, and as what."""
 
-    def __init__(self, top: str, change: FileChange) -> None:
-        self._file = change.file
-        self._path = os.path.join(top, change.file.path)
-        self._part = self._path
-        if change.replaces:
-            folder = os.path.dirname(self._path)
-            self._part = os.path.join(folder, f".{uuid.uuid4().hex}")
+    name: str
+    folder: int
+    """A descriptor of the folder that it goes into."""
+    form: Form
+    replaces: bool
+    owner: ProcessUser | None = None
+
+
+class PartialFile:
+    """A file on its way into an input root. After `finish` or `discard` it is done with."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._part = _part_name(target)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self.descriptor = os.open(self._part, flags, 0o600)
+        self.descriptor = os.open(self._part, flags, 0o600, dir_fd=target.folder)
         self._is_open = True
 
-    def finish(self) -> LaidFile:
+    def finish(self) -> os.stat_result:
         """Put the file in its place. What was written must be the whole blob, else DataLoss."""
+        name, folder, form, _, owner = self._target
         try:
             written = os.fstat(self.descriptor).st_size
-            if written != self._file.digest.size_bytes:
-                raise DataLoss(self._file.digest, f"{written} bytes could be read")
-            os.fchmod(self.descriptor, mode_of(self._file))
-            mtime_ns = mtime_ns_of(self._file)
-            os.utime(self.descriptor, ns=(mtime_ns, mtime_ns))
+            if written != form.digest.size_bytes:
+                raise DataLoss(form.digest, f"{written} bytes could be read")
+            if owner is not None:
+                os.fchown(self.descriptor, *owner)
+            os.fchmod(self.descriptor, form.mode)
+            os.utime(self.descriptor, ns=(form.mtime_ns, form.mtime_ns))
+            if self._part != name:
+                os.rename(self._part, name, src_dir_fd=folder, dst_dir_fd=folder)
+            # Looked at last, as renaming changes the ctime.
+            return os.fstat(self.descriptor)
         finally:
             self._close()
-        if self._part != self._path:
-            os.rename(self._part, self._path)
-        # Looked at last, as renaming changes the ctime.
-        return laid_file(self._file, state_of(os.lstat(self._path)))
 
     def discard(self) -> None:
         """Give up, at any time before `finish` returns: a file to be replaced stays as it is."""
         self._close()
         with suppress(OSError):
-            os.unlink(self._part)
+            os.unlink(self._part, dir_fd=self._target.folder)
 
     def _close(self) -> None:
         if self._is_open:
@@ -72,9 +74,9 @@ class PartialFile:
             os.close(self.descriptor)
 
 
-def write_file(top: str, change: FileChange, fill: Callable[[int], None]) -> LaidFile:
+def write_file(target: Target, fill: Callable[[int], None]) -> os.stat_result:
     """Lay out one file whose bytes `fill` writes to a descriptor."""
-    part = PartialFile(top, change)
+    part = PartialFile(target)
     try:
         fill(part.descriptor)
         return part.finish()
@@ -83,8 +85,25 @@ def write_file(top: str, change: FileChange, fill: Callable[[int], None]) -> Lai
         raise
 
 
+def link_file(target: Target, source: str) -> None:
+    """Lay out one file as a hard link to `source`. Raises OSError, and has done nothing then."""
+    if not target.replaces:
+        os.link(source, target.name, dst_dir_fd=target.folder)
+        return
+    part = _part_name(target)
+    os.link(source, part, dst_dir_fd=target.folder)
+    os.rename(part, target.name, src_dir_fd=target.folder, dst_dir_fd=target.folder)
+    # Renaming one name of a file to another of its names does nothing.
+    with suppress(FileNotFoundError):
+        os.unlink(part, dir_fd=target.folder)
+
+
+def _part_name(target: Target) -> str:
+    return f".{uuid.uuid4().hex}" if target.replaces else target.name
+
+
 @contextmanager
-def open_source(path: Path | None) -> Iterator[int | None]:
+def open_source(path: str | None) -> Iterator[int | None]:
     """A descriptor that reads `path`; None when there is no path, or no file any more."""
     try:
         descriptor = None if path is None else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -98,7 +117,10 @@ def open_source(path: Path | None) -> Iterator[int | None]:
 
 
 def copy_bytes(source: int, target: int, digest: Digest) -> None:
-    """Copy the bytes of a blob from one open file to another, inside of the kernel."""
+    """Copy the bytes of a blob from one open file to another, inside of the kernel.
+
+    A file system that can share blocks between files, as XFS and Btrfs do, shares them.
+    """
     remaining = digest.size_bytes
     copy = _copy_file_range
     while remaining:

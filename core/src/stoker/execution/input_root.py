@@ -7,27 +7,33 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+import trio
+
 from stoker.digest import Digest
 from stoker.errors import BlobNotFound, FailedPrecondition, InputsMissing
-from stoker.execution.arrangement import FileChange, LaidFile, Wanted, arrange, wanted_entries
+from stoker.execution.arrangement import (
+    Folders,
+    LaidFolder,
+    changes_to,
+    cost_of_change,
+    folders_beyond,
+)
+from stoker.execution.cleaning import Cleaning
 from stoker.execution.disk import on_disk, write_all
-from stoker.execution.input_files import PartialFile, copy_bytes, open_source, write_file
-from stoker.execution.removal import remove_tree
-from stoker.spi import BlobStore
-from stoker.storage.tree import InputTree
+from stoker.execution.layout import DistantFile, Layout, Policy, Sources
+from stoker.execution.removal import empty_folder, remove_tree
+from stoker.spi import BlobStore, ProcessUser
+from stoker.storage.input_tree import InputDirectory, InputTree
 
 _DOING = "laying out inputs:"
 
-# One trip to a thread, which cancellation has to wait for.
-_FILES_AT_ONCE = 1000
-_BYTES_AT_ONCE = 64 * 2**20
-
 # Blobs up to this size are read whole, several in one call of the store.
 _SMALL_BYTES = 2**20
+_SMALL_AT_ONCE = 1000
 _SMALL_AT_ONCE_BYTES = 4 * 2**20
 
 
@@ -36,37 +42,80 @@ class RootReplaced(FailedPrecondition):
 
 
 class InputRoot:
-    """A folder, and what was last laid out in it. One task uses it at a time.
+    """A folder, and what is laid out in it. One task uses it at a time.
 
-    Files are copies, never links: an action that runs as the server's own user could otherwise
-    write to the CAS (RUN-02). Permissions and times are those of :mod:`.arrangement`.
+    With `link`, inputs are hard links to the store's own files, of mode 0444 and 0555: only for
+    processes that cannot change those (RUN-02). Otherwise they are copies, of mode 0644 and 0755.
+    Folders are made to belong to `user`, and so are copies that may be written to.
     """
 
-    def __init__(self, folder: Path, blobs: BlobStore) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        blobs: BlobStore,
+        *,
+        link: bool = False,
+        user: ProcessUser | None = None,
+    ) -> None:
         """Use `folder`, which need not exist yet. What it may hold is not trusted."""
         self.folder = folder
         self._top = os.fspath(folder)
         self._blobs = blobs
-        self._held: dict[str, LaidFile] = {}
+        self._policy = Policy(link, user)
         self._identity: tuple[int, int] | None = None
+        self._laid: LaidFolder | None = None
+        self._beyond: Folders = {}
+        self._is_clean = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known what the folder holds, but for what an action did to it."""
+        return self._laid is not None
+
+    @property
+    def directory(self) -> InputDirectory | None:
+        """What was laid out last, if that is known."""
+        return None if self._laid is None else self._laid.directory
+
+    def cost(self, tree: InputTree) -> int:
+        """About how many entries must be made or removed to lay out `tree`."""
+        return cost_of_change(self._laid or LaidFolder(), tree.root)
 
     async def lay_out(self, tree: InputTree, parents: Collection[str] = ()) -> None:
         """Bring the folder to exactly `tree` and the folders `parents`, with those above them.
 
-        From an empty folder this lays out all; from an earlier state only what differs, and all
-        that an action left or changed is removed or redone. The folder's own inode stays, so that
-        it may be the working directory of a living process, and so do files that need no change.
+        Only what differs from the last layout is changed, and all that an action left or changed
+        since is removed or redone, unless `clean` has been there already. The folder's own inode
+        stays, so that it may be the working directory of a living process, and so do files that
+        need no change.
 
         Raises InputsMissing with all blobs that are not in the store, InvalidRequest for a tree
         that no folder can hold, RootReplaced if the folder is not the one of the last time,
         Unavailable for a disk that is full. After an exception, cancellation included, the folder
-        holds some of both states: lay out again, or remove.
+        is in doubt: it is emptied when it is laid out again.
         """
-        wanted = wanted_entries(tree, parents)
-        held = {path: self._held[path] for path in wanted.files.keys() & self._held.keys()}
-        changes = await on_disk(_DOING, partial(self._arrange, wanted, held))
-        self._held = held
-        await self._write(changes)
+        beyond = folders_beyond(tree.root, parents)
+        if self._is_laid_out(tree.root, beyond):
+            self._is_clean = False
+            await trio.lowlevel.checkpoint()
+            return
+        laid = await on_disk(_DOING, self._take_laid)
+        changes = partial(changes_to, laid, tree.root, beyond, link=self._policy.link)
+        layout = await on_disk(_DOING, lambda: Layout(self._top, list(changes()), self._policy))
+        await self._carry_out(layout)
+        self._laid, self._beyond = laid, beyond
+
+    async def clean(self) -> None:
+        """Undo what an action did, as far as that needs no blob: the next layout does the rest.
+
+        Nobody may touch the folder until then. Cancellation waits for the end. Raises RootReplaced,
+        or Unavailable where something withstands; then the folder is in doubt.
+        """
+        laid, self._laid = self._laid, None
+        if laid is None:
+            raise RootReplaced("it is not known what the input root holds")
+        await on_disk("cleaning an input root:", partial(self._clean, laid))
+        self._laid, self._is_clean = laid, True
 
     def check_intact(self) -> None:
         """Raise RootReplaced unless the folder is the very one that was laid out.
@@ -86,119 +135,116 @@ class InputRoot:
 
         Cancellation waits for the deletion's end. Raises Unavailable where something withstands.
         """
-        self._held, self._identity = {}, None
+        self._laid, self._identity = None, None
         await on_disk("removing an input root:", partial(remove_tree, self._top))
 
-    def _arrange(self, wanted: Wanted, held: Mapping[str, LaidFile]) -> list[FileChange]:
+    # --- in threads
+
+    def _is_laid_out(self, root: InputDirectory, beyond: Folders) -> bool:
+        laid = self._laid
+        return (
+            self._is_clean
+            and laid is not None
+            and laid.directory.digest == root.digest
+            and self._beyond == beyond
+            and (laid.is_exact or _is_whole(laid, beyond))
+        )
+
+    def _take_laid(self) -> LaidFolder:
+        """What the folder holds, which is clean. It counts as in doubt from now on."""
+        laid, self._laid = self._laid, None
+        is_clean, self._is_clean = self._is_clean, False
         if self._identity is None:
             os.makedirs(self._top, exist_ok=True)
             self._identity = _identity(os.lstat(self._top))
         self.check_intact()
-        return arrange(self._top, wanted, held)
+        if laid is None:
+            empty_folder(self._top)
+            return LaidFolder()
+        if not is_clean:
+            self._clean(laid)
+        return laid
 
-    async def _write(self, changes: list[FileChange]) -> None:
-        sizeable = {change.file.digest for change in changes if change.file.digest.size_bytes}
-        async with self._blobs.open_paths(sizeable) as paths:
-            distant = await self._copy(changes, paths)
-        missing = await self._write_small(c for c in distant if _is_small(c))
-        missing += await self._write_large(c for c in distant if not _is_small(c))
+    def _clean(self, laid: LaidFolder) -> None:
+        self.check_intact()
+        Cleaning(self._top, laid, links=self._policy.link, user=self._policy.user).run()
+
+    # --- contents
+
+    async def _carry_out(self, layout: Layout) -> None:
+        plain, executable = layout.digests()
+        async with (
+            self._blobs.open_executable_paths(executable) as programs,
+            self._blobs.open_paths(plain | (executable - programs.keys())) as paths,
+        ):
+            work = layout.run(Sources(paths, programs))
+            # One step a trip to a thread.
+            while await on_disk(_DOING, lambda: next(work, True)) is None:
+                pass
+        missing = await self._write_small(layout, filter(_is_small, layout.distant))
+        for file in layout.distant:
+            if not _is_small(file):
+                missing += await self._stream(layout, file)
         if missing:
-            raise InputsMissing(missing)
+            raise InputsMissing(list(dict.fromkeys(missing)))
 
-    async def _copy(
-        self, changes: list[FileChange], paths: Mapping[Digest, Path]
-    ) -> list[FileChange]:
-        """Write what can be copied from files of this machine. Returns the rest."""
-        distant: list[FileChange] = []
-        for batch in batches(changes, _FILES_AT_ONCE, _BYTES_AT_ONCE):
-            written = await on_disk(_DOING, partial(_copy_batch, self._top, batch, paths))
-            self._held |= written
-            distant += [change for change in batch if change.file.path not in written]
-        return distant
-
-    async def _write_small(self, changes: Iterable[FileChange]) -> list[Digest]:
+    async def _write_small(self, layout: Layout, files: Iterable[DistantFile]) -> list[Digest]:
         """Write files whose blobs fit into memory. Returns the digests that were not found."""
         missing: list[Digest] = []
-        for batch in batches(changes, _FILES_AT_ONCE, _SMALL_AT_ONCE_BYTES):
-            blobs = await self._blobs.read_many({change.file.digest for change in batch})
-            self._held |= await on_disk(_DOING, partial(_write_batch, self._top, batch, blobs))
-            missing += [c.file.digest for c in batch if c.file.digest not in blobs]
+        for batch in _batches(files):
+            blobs = await self._blobs.read_many({file.file.digest for file in batch})
+            await on_disk(_DOING, partial(layout.write, batch, blobs))
+            missing += [f.file.digest for f in batch if f.file.digest not in blobs]
         return missing
 
-    async def _write_large(self, changes: Iterable[FileChange]) -> list[Digest]:
-        """Stream files from the store. Returns the digests that were not found."""
-        missing: list[Digest] = []
-        for change in changes:
-            try:
-                self._held[change.file.path] = await self._stream(change)
-            except BlobNotFound as error:
-                missing.append(error.digest)
-        return missing
+    async def _stream(self, layout: Layout, file: DistantFile) -> list[Digest]:
+        """Write a file piece by piece. Returns the digest if it was not found."""
+        try:
+            async with self._blobs.open_read(file.file.digest) as reader:
+                streamed = await on_disk(_DOING, partial(layout.begin, file))
+                try:
+                    while data := await reader.read(_SMALL_BYTES):
+                        await on_disk(_DOING, partial(write_all, streamed.part.descriptor, data))
+                    await on_disk(_DOING, partial(layout.end, file, streamed))
+                except BaseException:
+                    streamed.discard()
+                    raise
+        except BlobNotFound as error:
+            return [error.digest]
+        return []
 
-    async def _stream(self, change: FileChange) -> LaidFile:
-        async with self._blobs.open_read(change.file.digest) as reader:
-            part = await on_disk(_DOING, partial(PartialFile, self._top, change))
-            try:
-                while data := await reader.read(_SMALL_BYTES):
-                    await on_disk(_DOING, partial(write_all, part.descriptor, data))
-                return await on_disk(_DOING, part.finish)
-            except BaseException:
-                part.discard()
-                raise
+
+def _is_whole(laid: LaidFolder, beyond: Folders) -> bool:
+    """Whether all of a folder is there that was laid out with the folders `beyond`."""
+    directory = laid.directory
+    return (
+        laid.files.keys() == directory.files.keys()
+        and laid.symlinks.keys() == directory.symlinks.keys()
+        and laid.folders.keys() == directory.directories.keys() | beyond.keys()
+        and all(
+            child.is_exact or _is_whole(child, beyond.get(name, {}))
+            for name, child in laid.folders.items()
+        )
+    )
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _is_small(change: FileChange) -> bool:
-    return change.file.digest.size_bytes <= _SMALL_BYTES
+def _is_small(file: DistantFile) -> bool:
+    return file.file.digest.size_bytes <= _SMALL_BYTES
 
 
-def batches(
-    changes: Iterable[FileChange], most_files: int, most_bytes: int
-) -> Iterator[list[FileChange]]:
-    """`changes` in lists of at most so many files and bytes, but at least one file."""
-    batch: list[FileChange] = []
+def _batches(files: Iterable[DistantFile]) -> Iterator[list[DistantFile]]:
+    """`files` in lists that may be in memory at once."""
+    batch: list[DistantFile] = []
     size_bytes = 0
-    for change in changes:
-        size_bytes += change.file.digest.size_bytes
-        if batch and (len(batch) == most_files or size_bytes > most_bytes):
+    for file in files:
+        size_bytes += file.file.digest.size_bytes
+        if batch and (len(batch) == _SMALL_AT_ONCE or size_bytes > _SMALL_AT_ONCE_BYTES):
             yield batch
-            batch, size_bytes = [], change.file.digest.size_bytes
-        batch.append(change)
+            batch, size_bytes = [], file.file.digest.size_bytes
+        batch.append(file)
     if batch:
         yield batch
-
-
-def _copy_batch(
-    top: str, batch: Iterable[FileChange], paths: Mapping[Digest, Path]
-) -> dict[str, LaidFile]:
-    """Those of `batch` that are empty or have a file in `paths`, written."""
-    written = {}
-    for change in batch:
-        digest = change.file.digest
-        if not digest.size_bytes:
-            written[change.file.path] = write_file(top, change, partial(write_all, data=b""))
-            continue
-        with open_source(paths.get(digest)) as source:
-            if source is not None:
-                fill = partial(_fill_from, source, digest)
-                written[change.file.path] = write_file(top, change, fill)
-    return written
-
-
-def _fill_from(source: int, digest: Digest, target: int) -> None:
-    copy_bytes(source, target, digest)
-
-
-def _write_batch(
-    top: str, batch: Iterable[FileChange], blobs: Mapping[Digest, bytes]
-) -> dict[str, LaidFile]:
-    return {
-        change.file.path: write_file(
-            top, change, partial(write_all, data=blobs[change.file.digest])
-        )
-        for change in batch
-        if change.file.digest in blobs
-    }

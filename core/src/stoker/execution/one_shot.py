@@ -10,7 +10,6 @@ import trio
 from stoker.action import Outcome
 from stoker.errors import ProgramNotStarted, TimedOut
 from stoker.execution.action_folders import Workplace
-from stoker.execution.input_root import InputRoot
 from stoker.execution.process import ActionFolders, process_spec
 from stoker.execution.run import Ending, Run, conclude
 from stoker.execution.stages import signal_name
@@ -44,8 +43,8 @@ class OneShot:
 
     async def run(self, run: Run) -> Outcome:
         """See :meth:`stoker.execution.executor.Executor.run`."""
-        async with self._workplace.open_folders() as folders:
-            root = InputRoot(folders.root, self._blobs)
+        async with self._workplace.open_place(run.tree) as place:
+            folders, root = place.folders, place.root
             await root.lay_out(run.tree, run.folders)
             run.stages.mark("input_fetch_completed")
             try:

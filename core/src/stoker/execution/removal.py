@@ -5,7 +5,7 @@ forbid it, and need neither a deep stack nor long paths for a deep tree. They ra
 instance when something living adds files faster than they go, once all is gone that can go.
 """
 
-# ruff: noqa: PTH101, PTH106, PTH108
+# ruff: noqa: PTH106, PTH108
 # Strings and descriptors: for ten thousand files, making Paths would take half of the time.
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import stat
 import uuid
 from contextlib import suppress
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+from stoker.execution.open_folders import open_folder
 
 # Each level down holds a descriptor open. What lies deeper is moved up and comes to its turn.
 _DEPTH = 32
@@ -31,11 +31,25 @@ def remove_tree(path: str) -> None:
             os.unlink(path)
 
 
+def remove_entry(name: str, parent: int) -> None:
+    """Delete `name` in the open folder `parent`, and all below it. No error if it is gone."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
+            os.unlink(name, dir_fd=parent)
+            return
+        _empty(open_folder(name, parent))
+        os.rmdir(name, dir_fd=parent)
+
+
 def empty_folder(path: str) -> None:
     """Delete all that is in the folder `path`, and keep the folder itself."""
-    os.chmod(path, 0o700)
-    descriptor = os.open(path, _FOLDER)
+    _empty(open_folder(path))
+
+
+def _empty(descriptor: int) -> None:
+    """Empty an open folder, and close it."""
     try:
+        os.fchmod(descriptor, 0o700)
         removal = _Removal(descriptor)
         while removal.empty(descriptor, 0):
             removal.errors.clear()
@@ -71,12 +85,12 @@ class _Removal:
         return moved
 
     def _remove_folder(self, name: str, parent: int, depth: int) -> bool:
-        os.chmod(name, 0o700, dir_fd=parent)
-        if depth == _DEPTH:
-            os.rename(name, f".{uuid.uuid4().hex}", src_dir_fd=parent, dst_dir_fd=self._top)
-            return True
-        descriptor = os.open(name, _FOLDER, dir_fd=parent)
+        descriptor = open_folder(name, parent)
         try:
+            os.fchmod(descriptor, 0o700)
+            if depth == _DEPTH:
+                os.rename(name, f".{uuid.uuid4().hex}", src_dir_fd=parent, dst_dir_fd=self._top)
+                return True
             moved = self.empty(descriptor, depth + 1)
         finally:
             os.close(descriptor)

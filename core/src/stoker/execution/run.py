@@ -21,7 +21,7 @@ from stoker.execution.stages import Stages
 from stoker.execution.uploads import LocalFile, Uploads
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import BlobStore
-from stoker.storage.tree import InputTree
+from stoker.storage.input_tree import InputTree
 
 Started = Callable[[reapi.ExecutedActionMetadata], None]
 

@@ -60,6 +60,15 @@ class ExecutionSettings(Settings, frozen=True):
             else "processors: actions share them, and may use those that are idle",
         )
 
+    kept_roots: Annotated[int, msgspec.Meta(ge=0)] = 16
+    """How many input roots stay laid out for actions to come; 0 for none. The least recently
+    used gives way."""
+    kept_root_entries: Annotated[int, msgspec.Meta(ge=0)] = 500_000
+    """How many files, directories and links these may hold together."""
+    kept_root_bytes: Annotated[int, msgspec.Meta(ge=0)] = 10 * 2**30
+    """How large their files may be together. Files that are links to blobs count as well: they
+    keep the room of blobs that the store has evicted."""
+
     def limit_seconds(self, action: LoadedAction) -> float:
         """How long `action` may run. Raises InvalidRequest if it asks for too long."""
         if action.timeout_seconds is None:

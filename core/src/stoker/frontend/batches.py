@@ -10,11 +10,11 @@ from stoker.errors import DataLoss, DigestMismatch, InvalidRequest, StokerError
 from stoker.frontend.capabilities import MAX_BATCH_BYTES, MAX_RESPONSE_BYTES
 from stoker.frontend.instances import Instance, name_subject
 from stoker.frontend.status import to_status
-from stoker.frontend.threads import run
 from stoker.frontend.zstd import THREAD_BYTES, Compressor, decompress
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import StatusCode
 from stoker.spi import BlobStore
+from stoker.storage.threads import run
 
 IDENTITY, ZSTD = reapi.Compressor.IDENTITY, reapi.Compressor.ZSTD
 

@@ -10,11 +10,11 @@ from stoker.frontend.bytestream_frames import decode_write_request, encode_read_
 from stoker.frontend.committed_size import PRESENT, committed_size
 from stoker.frontend.instances import Instance, Instances, naming
 from stoker.frontend.resource_names import BlobName, parse_read_name, parse_upload_name
-from stoker.frontend.threads import run
 from stoker.frontend.uploads import Frames, receive_blob, receive_compressed
 from stoker.frontend.zstd import THREAD_BYTES, Compressor
 from stoker.protos import bytestream_pb2 as bytestream
 from stoker.rpc import ServerCall, Service, stream_unary, unary_stream, unary_unary
+from stoker.storage.threads import run
 
 CHUNK_BYTES = 1024 * 1024
 """How much of a blob one ReadResponse holds (BSR-16)."""

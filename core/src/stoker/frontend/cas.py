@@ -17,9 +17,9 @@ from stoker.frontend.batches import (
 )
 from stoker.frontend.capabilities import MAX_RESPONSE_BYTES
 from stoker.frontend.instances import Instances, naming_instance
-from stoker.frontend.threads import run
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import ServerCall, Service, unary_stream, unary_unary
+from stoker.storage.threads import run
 from stoker.storage.tree import walk_directories
 
 # Parsing a digest takes 2 µs or so; with more of them others should not wait.

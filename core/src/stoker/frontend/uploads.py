@@ -7,10 +7,10 @@ from typing import NoReturn
 from stoker.digest import Digest
 from stoker.errors import InvalidRequest
 from stoker.frontend.bytestream_frames import WriteFrame, decode_write_request
-from stoker.frontend.threads import run
 from stoker.frontend.zstd import THREAD_BYTES, Decompressor
 from stoker.rpc import ServerCall
 from stoker.spi import BlobStore, BlobUpload, BlobWriter
+from stoker.storage.threads import run
 
 MAX_DRAINED_BYTES = 8 * 1024 * 1024
 """How much of an upload that is not needed is still taken in: some clients insist on sending all

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping
 
-from stoker.storage.tree import InputTree
+from stoker.storage.input_tree import InputTree
 
 # As many as Linux follows before it gives up.
 _MAX_LINKS = 40

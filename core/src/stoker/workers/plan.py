@@ -11,7 +11,7 @@ from stoker.errors import InputsMissing, InvalidRequest
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.worker_protocol_pb2 import Input, WorkRequest
 from stoker.spi import BlobStore
-from stoker.storage.tree import InputTree
+from stoker.storage.input_tree import InputTree
 from stoker.workers.arguments import (
     MAX_FLAG_FILE_BYTES,
     expand_arguments,

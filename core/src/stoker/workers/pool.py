@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -16,7 +17,7 @@ import trio
 from stoker import spi
 from stoker.action import LoadedAction
 from stoker.errors import StokerError, Unavailable
-from stoker.spi import ExecutionStrategy, ProcessSpec, WorkerProtocol
+from stoker.spi import ExecutionStrategy, ProcessSpec, ProcessUser, WorkerProtocol
 from stoker.workers.places import Places, Ticket
 from stoker.workers.plan import WorkerPlan
 from stoker.workers.worker import Worker, WorkerMachinery
@@ -70,8 +71,11 @@ async def open_worker_pool(
     folder: Path,
     open_root: Callable[[Path], RootT],
     settings: WorkerSettings,
+    user: ProcessUser | None = None,
 ) -> AsyncIterator[WorkerPool[RootT]]:
     """A pool that keeps its workers' folders in `folder`, which no pool has used before.
+
+    Their temporary folders belong to `user`, if workers run as somebody else than the server.
 
     On leaving, idle workers are ended politely and others at once; no process is left.
     """
@@ -88,6 +92,7 @@ async def open_worker_pool(
             folder=folder,
             open_root=open_root,
             settings=settings,
+            user=user,
         )
         try:
             yield pool
@@ -107,7 +112,9 @@ class WorkerPool(Generic[RootT]):
         folder: Path,
         open_root: Callable[[Path], RootT],
         settings: WorkerSettings,
+        user: ProcessUser | None,
     ) -> None:
+        self._user = user
         self._nursery = nursery
         self._machinery = machinery
         self._protocols = protocols
@@ -219,7 +226,10 @@ class WorkerPool(Generic[RootT]):
         top = self._folder / f"worker-{number}"
         with _disk_errors("making a worker's folder"):
             (top / "root").mkdir(parents=True)
-            (top / "tmp").mkdir()
+            (top / "tmp").mkdir(0o700)
+            top.chmod(0o711)
+            if self._user is not None:
+                os.chown(top / "tmp", *self._user)
         spec = ProcessSpec(
             argv=plan.key.argv,
             environment={"HOME": str(top / "tmp"), "TMPDIR": str(top / "tmp"), **environment},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 
-from stoker.storage.tree import InputTree
+from stoker.storage.input_tree import InputTree
 from stoker.workers.paths import resolve
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Set
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -18,6 +18,7 @@ import trio
 
 from stoker.spi import (
     BlobNotFound,
+    BlobPaths,
     BlobReader,
     BlobStore,
     BlobUpload,
@@ -92,7 +93,7 @@ class DiskBlobStore(BlobStore):
 
     @asynccontextmanager
     async def open_paths(self, digests: Collection[Digest]) -> AsyncIterator[Mapping[Digest, Path]]:
-        """The blobs' own files, of mode 0444. Hard links to them are welcome."""
+        """The blobs' own files, of mode 0444 and 2000-01-01. Hard links to them are welcome."""
         with self._pins() as pins:
             yield await self._threads.read(self._paths, digests, pins)
 
@@ -170,7 +171,7 @@ class DiskBlobStore(BlobStore):
 
     # --- in threads
 
-    def _find(self, digests: Collection[Digest]) -> set[str]:
+    def _find(self, digests: Collection[Digest]) -> Set[str]:
         return self._files.find({blob_name(digest): digest.size_bytes for digest in digests})
 
     def _open(self, digest: Digest, offset: int = 0, limit: int | None = None) -> DiskReader | None:
@@ -201,28 +202,35 @@ class DiskBlobStore(BlobStore):
             finally:
                 reader.close()
 
-    def _paths(self, digests: Collection[Digest], pins: Pins) -> dict[Digest, Path]:
-        sizes = {blob_name(digest): digest.size_bytes for digest in digests}
-        present = self._files.find({name: sizes[name] for name in pins.add(*sizes)})
-        names = ((digest, blob_name(digest)) for digest in digests)
-        return {digest: self._path(name) for digest, name in names if name in present}
+    def _paths(self, digests: Collection[Digest], pins: Pins) -> BlobPaths:
+        names = {digest: blob_name(digest) for digest in digests}
+        sizes = {name: digest.size_bytes for digest, name in names.items()}
+        present = self._files.find_inputs({name: sizes[name] for name in pins.add(*sizes)})
+        return self._located(names, present, "")
 
-    def _executable_paths(self, digests: Collection[Digest], pins: Pins) -> dict[Digest, Path]:
-        pinned = pins.add(*map(blob_name, digests))
-        names = ((digest, blob_name(digest)) for digest in digests)
-        return {
-            digest: self._path(name + COPY_SUFFIX)
-            for digest, name in names
-            if name in pinned and self._has_copy(digest)
-        }
+    def _executable_paths(self, digests: Collection[Digest], pins: Pins) -> BlobPaths:
+        names = {digest: blob_name(digest) for digest in digests}
+        sizes = {name: digest.size_bytes for digest, name in names.items()}
+        pinned = pins.add(*sizes)
+        present = self._files.find_copies({name: sizes[name] for name in pinned})
+        for name in pinned - present:
+            if self._make_copy(name, sizes[name]):
+                present.add(name)
+        return self._located(names, present, COPY_SUFFIX)
 
-    def _has_copy(self, digest: Digest) -> bool:
+    def _make_copy(self, name: str, size_bytes: int) -> bool:
         try:
-            return self._files.find_copy(blob_name(digest), digest.size_bytes)
+            return self._files.make_copy(name, size_bytes)
         except NotCountedYet:
             raise
         except StorageFull:
             return False
+
+    def _located(self, names: Mapping[Digest, str], present: Set[str], suffix: str) -> BlobPaths:
+        top = self._files.folder.absolute("")
+        return BlobPaths(
+            {digest: top + name + suffix for digest, name in names.items() if name in present}
+        )
 
     async def _publish(self, digest: Digest, writer: DiskWriter) -> None:
         name = blob_name(digest)
@@ -291,9 +299,6 @@ class DiskBlobStore(BlobStore):
 
     def _pins(self) -> AbstractContextManager[Pins]:
         return self._files.ledger.pins()
-
-    def _path(self, name: str) -> Path:
-        return Path(self._files.folder.absolute(name))
 
 
 def blob_name(digest: Digest) -> str:

@@ -6,7 +6,7 @@ Everything here blocks, and is safe in threads.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import contextmanager
 
 import structlog
@@ -24,21 +24,31 @@ class BoundedFolder(Room):
 
     # --- files
 
-    def find(self, sizes: Mapping[str, int]) -> set[str]:
+    def find(self, sizes: Mapping[str, int]) -> Set[str]:
         """Those of the files that are present and have these sizes; they count as used.
 
         A file of another size is damaged: it is removed and counts as absent. Raises Unavailable.
         """
+        return self._find(sizes).keys()
+
+    def find_inputs(self, sizes: Mapping[str, int]) -> Set[str]:
+        """As `find`, of files that are going to be linked: they have the time of inputs."""
+        found = self._find(sizes)
+        for name, facts in found.items():
+            self.folder.give_input_time(name, facts)
+        return found.keys()
+
+    def _find(self, sizes: Mapping[str, int]) -> dict[str, os.stat_result]:
         # Before the look: what is found now must not be evicted because of an older use.
         condemned = self.ledger.touch(sizes.keys(), now_ms())
-        present = {
-            name
-            for name, size_bytes in sizes.items()
-            if name not in condemned and self._holds(name, size_bytes)
-        }
-        self.ledger.suspect(sizes.keys() - present - condemned)
+        found = self.folder.stat_many(name for name in sizes if name not in condemned)
+        damaged = [name for name, facts in found.items() if facts.st_size != sizes[name]]
+        for name in damaged:
+            facts = found.pop(name)
+            self.remove_damaged(name, facts, f"it has {facts.st_size} bytes, not {sizes[name]}")
+        self.ledger.suspect(sizes.keys() - found.keys() - condemned)
         self.flush_if_overdue()
-        return present
+        return found
 
     def open_file(self, name: str, size_bytes: int | None = None) -> int | None:
         """A descriptor to read a file, which counts as used; None if it is absent.
@@ -173,28 +183,29 @@ class BoundedFolder(Room):
         with self.index.lock:
             self.ledger.store(change(name, size_bytes))
 
-    def _holds(self, name: str, size_bytes: int) -> bool:
-        found = self.folder.stat(name)
-        if found is None or found.st_size == size_bytes:
-            return found is not None
-        self.remove_damaged(name, found, f"it has {found.st_size} bytes, not {size_bytes}")
-        return False
-
     def _is_sound(self, name: str, size_bytes: int) -> bool:
         found = self.folder.stat(name)
         return found is not None and found.st_size == size_bytes
 
     # --- executable copies
 
-    def find_copy(self, name: str, size_bytes: int) -> bool:
-        """Whether there is an executable copy of a file, made now if need be.
+    def find_copies(self, sizes: Mapping[str, int]) -> set[str]:
+        """Those of the files that are present and have an executable copy. As for `find`."""
+        present = self.find(sizes)
+        copies = self.folder.stat_many(name + COPY_SUFFIX for name in present)
+        sound = set()
+        for name in present:
+            facts = copies.get(name + COPY_SUFFIX)
+            if facts is not None and facts.st_size == sizes[name]:
+                self.folder.give_input_time(name + COPY_SUFFIX, facts)
+                sound.add(name)
+        return sound
+
+    def make_copy(self, name: str, size_bytes: int) -> bool:
+        """Make an executable copy of a file. Returns whether the file is there.
 
         Pin the file before. Raises StorageFull or Unavailable.
         """
-        if not self.find({name: size_bytes}):
-            return False
-        if self._is_sound(name + COPY_SUFFIX, size_bytes):
-            return True
         source = self.open_file(name, size_bytes)
         if source is None:
             return False

@@ -11,7 +11,8 @@ import fcntl
 import itertools
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +24,8 @@ BLOCK_BYTES = 4096
 """What a file takes on the disk is counted in blocks of so many bytes."""
 READ_ONLY = 0o444
 EXECUTABLE = 0o555
+INPUT_MTIME_NS = 946_684_800 * 10**9
+"""2000-01-01, as actions expect of their inputs (RUN-04)."""
 INCOMING = "incoming"
 PARTIAL = "partial"
 
@@ -86,6 +89,29 @@ class Folder:
             except FileNotFoundError:
                 return None
 
+    def stat_many(self, names: Iterable[str]) -> dict[str, os.stat_result]:
+        """Facts about those of the files that are there. Raises Unavailable."""
+        found = {}
+        prefix = self.absolute("")
+        for name in names:
+            try:
+                found[name] = os.stat(prefix + name)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                # Only now: for ten thousand files, it costs as much as looking.
+                with storage_errors(prefix + name):
+                    raise
+        return found
+
+    def give_input_time(self, name: str, found: os.stat_result) -> None:
+        """Make sure of the time of a file that has been `found`, which may have been written by
+        an earlier release. Raises Unavailable."""
+        if found.st_mtime_ns != INPUT_MTIME_NS:
+            path = self.absolute(name)
+            with storage_errors(path), suppress(FileNotFoundError):
+                os.utime(path, ns=(found.st_atime_ns, INPUT_MTIME_NS))
+
     def unlink(self, name: str) -> bool:
         """Remove file `name`. Returns whether it was there. Raises Unavailable."""
         path = self.absolute(name)
@@ -123,10 +149,12 @@ class Folder:
                 return Part(path, descriptor, os.lseek(descriptor, 0, os.SEEK_END))
 
     def seal(self, part: Part, mode: int = READ_ONLY) -> None:
-        """Give `part` its mode, and with `fsync` make its bytes last. Raises Unavailable."""
+        """Give `part` its mode and time; with `fsync`, make its bytes last. Raises Unavailable."""
         with storage_errors(part.path):
             # Set by hand, as the umask may take away what other users' actions need.
             os.fchmod(part.descriptor, mode)
+            # Links to it are inputs of actions. When it was last used is the other time.
+            os.utime(part.descriptor, ns=(time.time_ns(), INPUT_MTIME_NS))
             if self.fsync:
                 os.fdatasync(part.descriptor)
         part.sealed = True

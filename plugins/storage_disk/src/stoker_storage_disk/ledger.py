@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 # How many files may be noted as used, or as suspect, before somebody has to look after them.
-MANY = 10_000
+MANY = 50_000
 
 
 class Pins:

@@ -43,8 +43,10 @@ class Partials:
         folder = self._files.folder.absolute(PARTIAL)
         with storage_errors(folder), os.scandir(folder) as entries:
             found = {entry.name: entry.stat() for entry in entries}
-        for name, facts in sorted(found.items(), key=lambda item: item[1].st_mtime):
-            self._kept[name] = _Kept(facts.st_size, facts.st_mtime)
+        # One that was about to be published has the time of an input; the other is true then.
+        written = {name: max(facts.st_mtime, facts.st_atime) for name, facts in found.items()}
+        for name, facts in sorted(found.items(), key=lambda item: written[item[0]]):
+            self._kept[name] = _Kept(facts.st_size, written[name])
             self._files.ledger.take(disk_bytes(facts.st_size))
         self.sweep()
 

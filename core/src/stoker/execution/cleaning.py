@@ -1,0 +1,160 @@
+"""Undoing what an action did to a folder, as far as that needs no blob. These functions block.
+
+What is not as it was laid out is removed, from the folder and from what is remembered of it. The
+next layout makes it again, if it is still wanted.
+"""
+
+# Strings and descriptors: for ten thousand files, making Paths would take half of the time.
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+
+from stoker.execution.arrangement import FOLDER_MODE, FileState, LaidFolder
+from stoker.execution.open_folders import OpenFolders
+from stoker.execution.removal import remove_entry
+from stoker.spi import ProcessUser
+
+# The time that file systems note goes on in steps of up to 10 ms. A folder that was changed so
+# shortly before its stamp was taken may have been changed once more since without showing it.
+_STEP_NS = 20 * 10**6
+
+
+class Cleaning:
+    """Brings the folder at `top` back to a part of `laid`, which then tells which part.
+
+    With `links`, files are links whose content, permissions and times nobody can change: then a
+    folder whose stamp is the same holds the same, and is not looked into. Time grows with folders
+    and changes. Otherwise every file is looked at: an input may have been written to in place,
+    which no folder tells.
+    """
+
+    def __init__(
+        self, top: str, laid: LaidFolder, *, links: bool, user: ProcessUser | None
+    ) -> None:
+        self._top = top
+        self._laid = laid
+        self._links = links
+        self._user = user
+        self._device = -1
+
+    def run(self) -> None:
+        """Raises OSError where something withstands; then the folder is in doubt."""
+        with OpenFolders(self._top) as folders:
+            waiting = [(0, "", self._laid)]
+            path: list[tuple[LaidFolder, str]] = []
+            while waiting:
+                depth, name, laid = waiting.pop()
+                folders.enter(depth, name)
+                del path[depth:]
+                if not self._clean(folders, laid):
+                    for above, _ in path:
+                        above.is_exact = False
+                path.append((laid, name))
+                waiting += [(depth + 1, below, child) for below, child in laid.folders.items()]
+
+    def _clean(self, folders: OpenFolders, laid: LaidFolder) -> bool:
+        """Whether the folder itself still holds all that it held."""
+        found = os.lstat(folders.path)
+        stamp = state_of(found)
+        if self._device < 0:
+            self._device = found.st_dev
+        if self._links and not laid.has_copies and stamp == laid.stamp and _is_settled(laid):
+            return True
+        if stamp != laid.stamp:
+            self._restore(folders.descriptor, found)
+        before = len(laid.files) + len(laid.symlinks) + len(laid.folders)
+        self._look_into(folders.descriptor, laid)
+        stamp_folder(folders.descriptor, laid)
+        whole = before == len(laid.files) + len(laid.symlinks) + len(laid.folders)
+        laid.is_exact &= whole
+        return whole
+
+    def _restore(self, descriptor: int, found: os.stat_result) -> None:
+        if stat.S_IMODE(found.st_mode) != FOLDER_MODE:
+            os.fchmod(descriptor, FOLDER_MODE)
+        if self._user is not None and (found.st_uid, found.st_gid) != self._user:
+            os.fchown(descriptor, *self._user)
+
+    def _look_into(self, descriptor: int, laid: LaidFolder) -> None:
+        """Remove what is not as it was laid out, and forget what is not there."""
+        sound = set()
+        with os.scandir(descriptor) as scan:
+            entries = list(scan)
+        for entry in entries:
+            if self._is_sound(entry, descriptor, laid):
+                sound.add(entry.name)
+            else:
+                remove_entry(entry.name, descriptor)
+        for held in (laid.files, laid.symlinks, laid.folders):
+            for gone in held.keys() - sound:
+                del held[gone]
+
+    def _is_sound(self, entry: os.DirEntry[str], descriptor: int, laid: LaidFolder) -> bool:
+        name = entry.name
+        if name in laid.files:
+            return self._is_same_file(entry, laid)
+        if name in laid.symlinks:
+            return entry.is_symlink() and (
+                os.readlink(name, dir_fd=descriptor) == laid.symlinks[name]
+            )
+        if name in laid.folders:
+            return self._is_same_folder(entry, laid.folders[name])
+        return False
+
+    def _is_same_folder(self, entry: os.DirEntry[str], laid: LaidFolder) -> bool:
+        if not entry.is_dir(follow_symlinks=False) or laid.stamp is None:
+            return False
+        status = entry.stat(follow_symlinks=False)
+        return (status.st_dev, status.st_ino) == (laid.stamp.device, laid.stamp.inode)
+
+    def _is_same_file(self, entry: os.DirEntry[str], laid: LaidFolder) -> bool:
+        held = laid.files[entry.name]
+        if not entry.is_file(follow_symlinks=False):
+            return False
+        if isinstance(held, FileState):
+            return state_of(entry.stat(follow_symlinks=False)) == held
+        if entry.inode() != held:
+            return False
+        return self._is_same_link(entry.stat(follow_symlinks=False), entry.name, laid)
+
+    def _is_same_link(self, status: os.stat_result, name: str, laid: LaidFolder) -> bool:
+        """Whether a file with the number of the link is that link.
+
+        If the store has dropped the blob meanwhile, and the action the link, the number may be
+        that of a new file. A new file is the user's own; its inode was changed since the layout;
+        and it has no name in the store.
+        """
+        if status.st_dev != self._device:
+            return False
+        if self._user is not None:
+            return status.st_uid != self._user.uid
+        is_old = status.st_ctime_ns < laid.stamped_ns - _STEP_NS
+        return is_old or (
+            status.st_nlink > 1 and status.st_size == laid.directory.files[name].digest.size_bytes
+        )
+
+
+def _is_settled(laid: LaidFolder) -> bool:
+    return laid.stamp is not None and laid.stamp.ctime_ns < laid.stamped_ns - _STEP_NS
+
+
+def state_of(status: os.stat_result) -> FileState:
+    """The part of `status` that tells whether something was touched."""
+    return FileState(
+        status.st_dev,
+        status.st_ino,
+        # A folder's size says nothing that its times do not.
+        0 if stat.S_ISDIR(status.st_mode) else status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_mode,
+    )
+
+
+def stamp_folder(descriptor: int, laid: LaidFolder) -> None:
+    """Note the state of an open folder, all changes of which are done."""
+    laid.stamp = state_of(os.fstat(descriptor))
+    laid.stamped_ns = time.time_ns()

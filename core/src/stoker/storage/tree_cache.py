@@ -1,0 +1,278 @@
+"""Input trees of a store, each Directory message of which is read and parsed once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+import trio
+
+from stoker.digest import Digest
+from stoker.errors import InputsMissing, InvalidRequest
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.spi import BlobStore
+from stoker.storage.input_tree import (
+    FileEntry,
+    InputDirectory,
+    InputTree,
+    distinct_directories,
+)
+from stoker.storage.threads import run
+from stoker.storage.tree import (
+    check_directory,
+    directory_batches,
+    entry_count,
+    parse_in,
+    read_directories,
+    read_properties,
+    subdirectories,
+)
+
+MAX_INPUT_ENTRIES = 1_000_000
+"""How many files, directories and links an input tree may hold unless told otherwise."""
+
+KEPT_ENTRIES = 250_000
+"""How many entries the trees that are kept may have, unless told otherwise; they take some
+500 bytes each. What trees share is counted for each of them."""
+
+CHECK_AGAIN_SECONDS = 300.0
+"""After how long files of a tree that is kept are looked for in the store once more, so that to
+the store they go on being in use."""
+
+# Parsing or linking an entry takes 3 µs or so; beyond this number others should not wait for it.
+_INLINE_ENTRIES = 2_000
+# Names are short but a path repeats those of all its parents: a deep chain grows quadratically.
+_MAX_PATH_CHARACTERS = 256 * 1024 * 1024
+
+
+class _Parsed(NamedTuple):
+    """A directory that was found sound, with its digests parsed, but not what they name."""
+
+    files: Mapping[str, FileEntry]
+    directories: Mapping[str, Digest]
+    symlinks: Mapping[str, str]
+
+
+class InputTrees:
+    """Reads input trees from `blobs`, and keeps those used last. Calls may overlap.
+
+    A directory that is part of any tree still in use, here or elsewhere, is not read again.
+    """
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        *,
+        max_entries: int = MAX_INPUT_ENTRIES,
+        kept_entries: int = KEPT_ENTRIES,
+    ) -> None:
+        self._blobs = blobs
+        self._max_entries = max_entries
+        self._known: WeakValueDictionary[Digest, InputDirectory] = WeakValueDictionary()
+        self._kept: OrderedDict[Digest, InputDirectory] = OrderedDict()
+        self._kept_entries = 0
+        self._most_kept_entries = kept_entries
+
+    async def read(self, root: Digest) -> InputTree:
+        """The input tree that begins at Directory `root`.
+
+        What was not known of it is read, and its files are looked for. Raises InputsMissing with
+        every blob that is missing then, directories and files together; InvalidRequest, naming
+        directory and entry, for names that are no single path segment or occur twice (EXE-26),
+        for what does not parse, and for more than the bound of entries. The empty Directory
+        needs no upload. Cancellation leaves nothing behind.
+        """
+        directory = self._known.get(root)
+        if directory is None:
+            directory = await self._read_new(root)
+        else:
+            await self._check_again(directory)
+        self._keep(directory)
+        return InputTree(directory)
+
+    async def find_missing(self, tree: InputTree) -> list[Digest]:
+        """Every file of `tree` that is not in the store now, and every directory (EXE-04)."""
+        directories = distinct_directories(tree.root)
+        digests = dict.fromkeys(
+            directory.digest
+            for directory in directories
+            if directory.digest != directory.digest.function.empty
+        )
+        return await self._missing(
+            [*digests, *_file_digests(directory.files for directory in directories)]
+        )
+
+    async def _read_new(self, root: Digest) -> InputDirectory:
+        parsed: dict[Digest, _Parsed] = {}
+        held: dict[Digest, InputDirectory] = {}
+        absent: list[Digest] = []
+        level, seen, entries = [root], {root}, 0
+        while level:
+            below: dict[Digest, None] = {}
+            for digests in directory_batches(level):
+                found, gone = await read_directories(self._blobs, digests)
+                absent += gone
+                size = sum(entry_count(directory) for _, directory in found)
+                entries += size
+                if entries > self._max_entries:
+                    raise _too_many(root, self._max_entries)
+                parsed |= await run(_parse_all, found, inline=size < _INLINE_ENTRIES)
+                for digest, directory in found:
+                    below.update(dict.fromkeys(subdirectories(digest, directory)))
+            level = [digest for digest in below if digest not in seen]
+            seen.update(level)
+            level = self._unknown(level, held)
+        await self._check_files(parsed, held, absent)
+        inline = entries < _INLINE_ENTRIES
+        linked = await run(_link, root, parsed, held, self._max_entries, inline=inline)
+        now = trio.current_time()
+        for new in linked.values():
+            new.checked_at = now
+            self._known[new.digest] = new
+        return linked[root]
+
+    def _unknown(self, level: Iterable[Digest], held: dict[Digest, InputDirectory]) -> list[Digest]:
+        """Those of `level` that are to be read. The others are held."""
+        unknown = []
+        for digest in level:
+            directory = self._known.get(digest)
+            if directory is None:
+                unknown.append(digest)
+            else:
+                held[digest] = directory
+        return unknown
+
+    async def _check_files(
+        self,
+        parsed: Mapping[Digest, _Parsed],
+        held: Mapping[Digest, InputDirectory],
+        absent: list[Digest],
+    ) -> None:
+        """Raise InputsMissing with `absent` and all missing files, if there are any.
+
+        Files of directories that are held were looked for not long ago. They are looked for again
+        only where something is missing anyway, so that one answer names all.
+        """
+        now = trio.current_time()
+        new = _file_digests(listing.files for listing in parsed.values())
+        due = _due(held.values(), now)
+        missing = absent + await self._missing(
+            [*new, *_file_digests(directory.files for directory in due)]
+        )
+        if missing:
+            known = [below for root in held.values() for below in distinct_directories(root)]
+            missing += await self._missing(_file_digests(directory.files for directory in known))
+            raise InputsMissing(list(dict.fromkeys(missing)))
+        for directory in due:
+            directory.checked_at = now
+
+    async def _check_again(self, root: InputDirectory) -> None:
+        now = trio.current_time()
+        if now - root.checked_at < CHECK_AGAIN_SECONDS:
+            return
+        due = _due([root], now)
+        if await self._missing(_file_digests(directory.files for directory in due)):
+            raise InputsMissing(await self.find_missing(InputTree(root)))
+        for directory in due:
+            directory.checked_at = now
+
+    async def _missing(self, digests: Iterable[Digest]) -> list[Digest]:
+        asked = dict.fromkeys(digests)
+        missing = await self._blobs.find_missing(asked.keys()) if asked else set()
+        return [digest for digest in asked if digest in missing] if missing else []
+
+    def _keep(self, root: InputDirectory) -> None:
+        if root.digest not in self._kept:
+            self._kept_entries += root.entries
+        self._kept[root.digest] = root
+        self._kept.move_to_end(root.digest)
+        while self._kept_entries > self._most_kept_entries and self._kept:
+            _, oldest = self._kept.popitem(last=False)
+            self._kept_entries -= oldest.entries
+
+
+async def read_input_tree(
+    blobs: BlobStore, root: Digest, *, max_entries: int = MAX_INPUT_ENTRIES
+) -> InputTree:
+    """As `InputTrees.read` does, of a single tree."""
+    return await InputTrees(blobs, max_entries=max_entries).read(root)
+
+
+def _due(roots: Iterable[InputDirectory], now: float) -> list[InputDirectory]:
+    return [
+        directory
+        for root in roots
+        for directory in distinct_directories(root)
+        if now - directory.checked_at >= CHECK_AGAIN_SECONDS
+    ]
+
+
+def _file_digests(listings: Iterable[Mapping[str, FileEntry]]) -> dict[Digest, None]:
+    return {
+        file.digest: None
+        for files in listings
+        for file in files.values()
+        if file.digest != file.digest.function.empty
+    }
+
+
+def _parse_all(found: list[tuple[Digest, reapi.Directory]]) -> dict[Digest, _Parsed]:
+    return {digest: _parse(digest, directory) for digest, directory in found}
+
+
+def _parse(digest: Digest, directory: reapi.Directory) -> _Parsed:
+    check_directory(digest, directory)
+    return _Parsed(
+        {
+            node.name: FileEntry(
+                parse_in(digest, node), node.is_executable, *read_properties(digest, node)
+            )
+            for node in directory.files
+        },
+        {node.name: parse_in(digest, node) for node in directory.directories},
+        {link.name: link.target for link in directory.symlinks},
+    )
+
+
+def _link(
+    root: Digest,
+    parsed: Mapping[Digest, _Parsed],
+    held: Mapping[Digest, InputDirectory],
+    max_entries: int,
+) -> dict[Digest, InputDirectory]:
+    """All that was parsed, as directories, from the leaves up.
+
+    Raises InvalidRequest at the first directory that is too large: going on, the sizes of a chain
+    of directories that each name the next one twice would have as many digits as it has links.
+    """
+    linked: dict[Digest, InputDirectory] = {}
+    waiting = [root]
+    while waiting:
+        digest = waiting[-1]
+        if digest in linked:  # which several directories had named
+            waiting.pop()
+            continue
+        listing = parsed[digest]
+        named = set(listing.directories.values())
+        if unlinked := named.difference(linked, held):
+            waiting += unlinked
+            continue
+        below = {
+            name: linked.get(child) or held[child] for name, child in listing.directories.items()
+        }
+        linked[digest] = InputDirectory(digest, listing.files, below, listing.symlinks)
+        _check_size(root, linked[digest], max_entries)
+    return linked
+
+
+def _check_size(root: Digest, directory: InputDirectory, max_entries: int) -> None:
+    if directory.entries > max_entries:
+        raise _too_many(root, max_entries)
+    if directory.path_characters > _MAX_PATH_CHARACTERS:
+        raise InvalidRequest(f"the paths of input root {root} are too long to be written out")
+
+
+def _too_many(root: Digest, max_entries: int) -> InvalidRequest:
+    return InvalidRequest(f"input root {root} has more than {max_entries} entries")

@@ -21,7 +21,7 @@ from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.tree import InputTree, read_input_tree
 from stoker.storage.verifying import VerifyingBlobStore
 from stoker.workers.pool import WorkerSettings
-from stoker_exec_local import LocalStrategy
+from stoker_exec_local import open_local
 
 Entries = Mapping[str, "bytes | str | reapi.FileNode | Entries"]
 
@@ -127,8 +127,9 @@ def cas() -> Cas:
 
 
 @pytest.fixture
-def strategy() -> ExecutionStrategy:
-    return LocalStrategy()
+async def strategy() -> AsyncIterator[ExecutionStrategy]:
+    async with open_local() as opened:
+        yield opened
 
 
 @pytest.fixture

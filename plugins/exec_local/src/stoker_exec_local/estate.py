@@ -74,13 +74,13 @@ def _delegating(place: Place) -> Place:
 
 
 def _delegate(place: Place) -> bool:
-    return all(
-        [
-            cgroups.try_write(str(place.path), "cgroup.subtree_control", f"+{name}")
-            for name in CONTROLLERS
-            if name in place.controllers
-        ]
-    )
+    failures = [
+        name
+        for name in CONTROLLERS
+        if name in place.controllers
+        and not cgroups.try_write(str(place.path), "cgroup.subtree_control", f"+{name}")
+    ]
+    return not failures
 
 
 def _is_ours_alone(path: Path) -> bool:
@@ -138,7 +138,8 @@ def dissolve(estate: Estate) -> bool:
     """Remove an estate whose launcher is gone, with all that it left."""
     # First where processes are found and cannot escape.
     order = sorted(estate.hierarchies, key=lambda hierarchy: not hierarchy.ends_processes)
-    return all([remove(Path(hierarchy.path)) for hierarchy in order])
+    left = [hierarchy for hierarchy in order if not remove(Path(hierarchy.path))]
+    return not left
 
 
 def _new_name() -> str:

@@ -122,7 +122,8 @@ def remove(path: str) -> bool:
 
 def _remove_with_children(path: str) -> bool:
     below = children(path)
-    if not below or not all([remove(child) for child in below]):
+    left = [child for child in below if not remove(child)]
+    if left or not below:
         return False
     try:
         os.rmdir(path)

@@ -163,9 +163,9 @@ def _change_user(uid: int, gid: int) -> None:
 def _execute(program: bytes, start: Start) -> None:
     for pause_seconds in _BUSY_PAUSES_SECONDS:
         try:
-            os.execve(program, start.argv, start.environment)
+            os.execve(program, start.argv, start.environment)  # noqa: S606  # the trade
         except OSError as error:
             if error.errno != errno.ETXTBSY:
                 raise
         time.sleep(pause_seconds)
-    os.execve(program, start.argv, start.environment)
+    os.execve(program, start.argv, start.environment)  # noqa: S606  # the trade

@@ -46,7 +46,8 @@ class Estate:
 
     def remove(self) -> bool:
         """Remove the folders themselves, which must be empty. Returns whether they are gone."""
-        return all([cgroups.remove(hierarchy.path) for hierarchy in self.hierarchies])
+        left = [place for place in self.hierarchies if not cgroups.remove(place.path)]
+        return not left
 
 
 class Group:

@@ -62,7 +62,7 @@ class Start:
         "working_directory",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  # in the order of `fields`
         self,
         argv: list[bytes],
         environment: dict[bytes, bytes],

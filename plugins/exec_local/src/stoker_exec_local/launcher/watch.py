@@ -106,8 +106,10 @@ class Loop:
             self._on_exit(pid, status, usage)
 
     def _flush(self) -> None:
-        if self._answers:
-            answers, self._answers = self._answers, []
+        answers, self._answers = self._answers, []
+        # Who is killed because the inbox has ended did not end as its command does: nobody is to
+        # take it for that.
+        if answers and self._inbox_is_open:
             # The server is gone if this fails, and the end of the inbox says so as well.
             try:
                 self._outbox.send(marshal.dumps(answers))

@@ -22,7 +22,7 @@ from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.tree_cache import read_input_tree
 from stoker.storage.verifying import VerifyingBlobStore
 from stoker.workers.pool import WorkerSettings
-from stoker_exec_local import LocalStrategy
+from stoker_exec_local import open_local
 
 Entries = Mapping[str, "bytes | str | reapi.FileNode | Entries"]
 
@@ -135,8 +135,9 @@ def cas() -> Cas:
 
 
 @pytest.fixture
-def strategy() -> ExecutionStrategy:
-    return LocalStrategy()
+async def strategy() -> AsyncIterator[ExecutionStrategy]:
+    async with open_local() as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import trio
 
 from stoker.errors import StorageFull
 from stoker.execution.disk import RESERVE_BYTES
-from stoker_exec_local import LocalStrategy
+from stoker_exec_local import open_local
 
 from .conftest import Cas, Rig, open_rig
 
@@ -28,7 +28,7 @@ async def wait_and_be_refused(rig: Rig, go: Path) -> None:
 
 async def main() -> None:
     cas = Cas()
-    async with open_rig(cas, LocalStrategy(), FOLDER) as rig:
+    async with open_local() as strategy, open_rig(cas, strategy, FOLDER) as rig:
         assert await rig.stdout("echo room") == "room\n"
         # The tool takes no notice of the failure, and the action exits with 0.
         action = await cas.shell(

@@ -18,7 +18,7 @@ from stoker.execution.input_root import InputRoot
 from stoker.spi import ProcessSpec, Sandbox
 from stoker.workers.failure import WorkerFailed
 from stoker.workers.pool import WorkerSettings, open_worker_pool
-from stoker_exec_local import LocalStrategy
+from stoker_exec_local import open_local
 
 from .workshop import PROTOCOLS, Workshop, is_alive, read_report, wait_until_gone
 
@@ -250,13 +250,16 @@ async def test_the_folder_of_a_worker_is_never_replaced(workshop: Workshop) -> N
 
 async def test_a_folder_that_cannot_be_used_is_told(workshop: Workshop) -> None:
     (workshop.folder / "file").write_text("")
-    async with open_worker_pool(
-        strategy=LocalStrategy(),
-        protocols=PROTOCOLS,
-        folder=workshop.folder / "file" / "workers",
-        open_root=partial(InputRoot, blobs=workshop.blobs),
-        settings=WorkerSettings(),
-    ) as pool:
+    async with (
+        open_local() as strategy,
+        open_worker_pool(
+            strategy=strategy,
+            protocols=PROTOCOLS,
+            folder=workshop.folder / "file" / "workers",
+            open_root=partial(InputRoot, blobs=workshop.blobs),
+            settings=WorkerSettings(),
+        ) as pool,
+    ):
         with pytest.raises(Unavailable, match="file"):
             await workshop.report(pool)
 

@@ -26,7 +26,7 @@ from stoker.storage.memory import MemoryBlobStore
 from stoker.workers.plan import WorkerPlan, build_request, plan_worker
 from stoker.workers.pool import WorkerPool, WorkerSettings, open_worker_pool
 from stoker.workers.worker import Worker
-from stoker_exec_local import LocalStrategy
+from stoker_exec_local import open_local
 from stoker_worker_json import JsonProtocol
 from stoker_worker_proto import ProtoProtocol
 
@@ -101,13 +101,16 @@ class Workshop:
         """A pool that must end in time and leave neither process nor file."""
         folder = self.folder / "workers"
         with trio.fail_after(PATIENCE_SECONDS):
-            async with open_worker_pool(
-                strategy=Enclosed(LocalStrategy(), sandbox) if sandbox else LocalStrategy(),
-                protocols=PROTOCOLS,
-                folder=folder,
-                open_root=partial(InputRoot, blobs=self.blobs),
-                settings=WorkerSettings(**settings),
-            ) as pool:
+            async with (
+                open_local() as strategy,
+                open_worker_pool(
+                    strategy=Enclosed(strategy, sandbox) if sandbox else strategy,
+                    protocols=PROTOCOLS,
+                    folder=folder,
+                    open_root=partial(InputRoot, blobs=self.blobs),
+                    settings=WorkerSettings(**settings),
+                ) as pool,
+            ):
                 yield pool
         assert list(folder.iterdir()) == []
         assert pool.counts == (0, 0, 0)

@@ -6,6 +6,9 @@
             async with open_my_strategy(...) as strategy:
                 yield strategy
 
+A limit that the strategy cannot enforce is left out where a sentence of its `enforcement` says
+"degraded" and names "memory limits" or "limits of processes".
+
 The laws need pytest-trio and, where the processes run, a shell with the usual small programs.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -34,6 +38,7 @@ class Witness:
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
+        path.chmod(0o666)  # whoever the processes run as
         self.path = path
         self._reader = trio.lowlevel.FdStream(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         # While nobody has opened the pipe yet, reading it must wait rather than see its end.
@@ -84,6 +89,7 @@ class Workplace:
         working_directory: str = "",
         pipes: bool = False,
         stdout: Path | None = None,
+        limits: spi.Limits | None = None,
     ) -> spi.ProcessSpec:
         """A process that writes its stdout to a file, or with `pipes` to a pipe."""
         return spi.ProcessSpec(
@@ -94,11 +100,25 @@ class Workplace:
             temporary_directory=self._temporary_directory,
             stderr=self.stderr,
             stdout=None if pipes else stdout or self.stdout,
+            limits=limits or spi.Limits(),
         )
 
-    def script(self, text: str, *arguments: str, pipes: bool = False) -> spi.ProcessSpec:
+    def script(
+        self,
+        text: str,
+        *arguments: str,
+        pipes: bool = False,
+        limits: spi.Limits | None = None,
+    ) -> spi.ProcessSpec:
         """A shell that runs `text`."""
-        return self.spec("sh", "-c", text, "sh", *arguments, pipes=pipes)
+        return self.spec("sh", "-c", text, "sh", *arguments, pipes=pipes, limits=limits)
+
+    def give_to(self, user: spi.ProcessUser | None) -> None:
+        """Do what a server does for a strategy with a user of its own."""
+        if user is not None:
+            for folder in (self.root, self._temporary_directory):
+                os.chown(folder, *user)
+            _let_everyone_come_to(self.root.parent)
 
     def program(self, name: str, content: bytes, mode: int = 0o755) -> Path:
         """Write a file into the root that can be executed."""
@@ -109,19 +129,38 @@ class Workplace:
         return path
 
 
+def _let_everyone_come_to(folder: Path) -> None:
+    """The folders of a test are private, up to that of the system for temporary ones."""
+    while folder != Path(tempfile.gettempdir()) and not folder.stat().st_mode & 0o001:
+        folder.chmod(folder.stat().st_mode | 0o711)
+        folder = folder.parent
+
+
 async def run(strategy: spi.ExecutionStrategy, spec: spi.ProcessSpec) -> spi.Exit:
     """Run a process to its end."""
     async with strategy.start(spec) as process:
         return await process.wait()
 
 
+async def outcome(strategy: spi.ExecutionStrategy, spec: spi.ProcessSpec) -> spi.Exit:
+    """Run a process to its end, and tell of that what does not differ from run to run."""
+    return without_usage(await run(strategy, spec))
+
+
+def without_usage(exit_: spi.Exit) -> spi.Exit:
+    """An exit that can be compared."""
+    return exit_._replace(usage=None)
+
+
 class ExecutionStrategyLaws:
     """Inherit, and define the fixture ``strategy``."""
 
     @pytest.fixture
-    def place(self, tmp_path: Path) -> Workplace:
+    def place(self, tmp_path: Path, strategy: spi.ExecutionStrategy) -> Workplace:
         """Fresh folders for one test."""
-        return Workplace(tmp_path)
+        place = Workplace(tmp_path)
+        place.give_to(strategy.user)
+        return place
 
     @pytest.fixture
     async def witness(self, place: Workplace) -> AsyncIterator[Witness]:
@@ -136,13 +175,13 @@ class ExecutionStrategyLaws:
     async def test_an_exit_code_is_reported_as_it_is(
         self, strategy: spi.ExecutionStrategy, place: Workplace, code: int
     ) -> None:
-        assert await run(strategy, place.script(f"exit {code}")) == spi.Exit(code)
+        assert await outcome(strategy, place.script(f"exit {code}")) == spi.Exit(code)
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV])
     async def test_a_signal_is_reported_as_shells_do(  # RUN-15
         self, strategy: spi.ExecutionStrategy, place: Workplace, number: signal.Signals
     ) -> None:
-        exit_ = await run(strategy, place.script(f"ulimit -c 0; kill -{int(number)} $$"))
+        exit_ = await outcome(strategy, place.script(f"ulimit -c 0; kill -{int(number)} $$"))
         assert exit_ == spi.Exit(128 + number, number)
 
     async def test_several_tasks_may_wait_and_wait_again(
@@ -152,7 +191,7 @@ class ExecutionStrategyLaws:
         async with strategy.start(place.script("read _; exit 7", pipes=True)) as process:
 
             async def wait() -> None:
-                exits.append(await process.wait())
+                exits.append(without_usage(await process.wait()))
 
             async with trio.open_nursery() as nursery:
                 for _ in range(3):
@@ -173,7 +212,7 @@ class ExecutionStrategyLaws:
                 nursery.cancel_scope.cancel()
             assert process.stdin is not None
             await process.stdin.send_all(b"on\n")
-            assert await process.wait() == spi.Exit(7)
+            assert without_usage(await process.wait()) == spi.Exit(7)
 
     # --- what a process sees ---------------------------------------------------------------------
 
@@ -213,8 +252,15 @@ class ExecutionStrategyLaws:
     async def test_stdin_is_empty_without_pipes(  # RUN-12
         self, strategy: spi.ExecutionStrategy, place: Workplace
     ) -> None:
-        assert await run(strategy, place.script("cat; echo end")) == spi.Exit(0)
+        assert await outcome(strategy, place.script("cat; echo end")) == spi.Exit(0)
         assert place.stdout.read_bytes() == b"end\n"
+
+    async def test_nothing_is_open_but_the_three_streams(
+        self, strategy: spi.ExecutionStrategy, place: Workplace
+    ) -> None:
+        text = "for n in 3 4 5 6 7 8 9; do if (eval : '<&'$n) 2>/dev/null; then echo $n; fi; done"
+        await run(strategy, place.script(text))
+        assert place.stdout.read_bytes() == b""
 
     # --- what a process writes -------------------------------------------------------------------
 
@@ -258,7 +304,7 @@ class ExecutionStrategyLaws:
                 nursery.start_soon(send)
                 while piece := await stdout.receive_some():
                     received += piece
-            assert await process.wait() == spi.Exit(0)
+            assert without_usage(await process.wait()) == spi.Exit(0)
         assert received == data
 
     # --- which program ---------------------------------------------------------------------------
@@ -300,7 +346,7 @@ class ExecutionStrategyLaws:
         self, strategy: spi.ExecutionStrategy, place: Workplace
     ) -> None:
         tool = place.program("tool", b"#!/bin/sh\nexit 5\n")
-        assert await run(strategy, place.spec(str(tool))) == spi.Exit(5)
+        assert await outcome(strategy, place.spec(str(tool))) == spi.Exit(5)
 
     async def test_a_program_that_is_absent_is_named(  # RUN-17
         self, strategy: spi.ExecutionStrategy, place: Workplace
@@ -349,8 +395,18 @@ class ExecutionStrategyLaws:
             "(say; sleep 1000) & wait",
             "(sh -c 'trap \"\" HUP TERM; echo ready >&9; sleep 1000' &) ; sleep 1000",
             "sleep 1000 & kill -STOP $!; say; kill -STOP $$",
+            "(setsid sh -c 'trap \"\" HUP TERM; echo ready >&9; sleep 1000' &) ; sleep 1000",
+            "(setsid sh -c '(setsid sh -c \"$say; sleep 1000\" &)' <&- >&- 2>&- &) ; sleep 1000",
         ],
-        ids=["alone", "deaf to signals", "child", "forked twice", "stopped"],
+        ids=[
+            "alone",
+            "deaf to signals",
+            "child",
+            "forked twice",
+            "stopped",
+            "own session",
+            "daemon without descriptors",
+        ],
     )
     async def test_leaving_leaves_no_process(
         self,
@@ -359,7 +415,7 @@ class ExecutionStrategyLaws:
         witness: Witness,
         text: str,
     ) -> None:
-        say = f"exec 9>{witness.path}; say() {{ echo ready >&9; }}; "
+        say = f"exec 9>{witness.path}; say() {{ echo ready >&9; }}; export say='echo ready >&9'; "
         async with strategy.start(place.script(say + text)):
             await witness.wait_for("ready")
         await witness.wait_until_all_are_gone()
@@ -368,7 +424,30 @@ class ExecutionStrategyLaws:
         self, strategy: spi.ExecutionStrategy, place: Workplace, witness: Witness
     ) -> None:
         text = f"exec 9>{witness.path}; (trap '' HUP TERM; sleep 1000) & exit 3"
-        assert await run(strategy, place.script(text)) == spi.Exit(3)
+        assert await outcome(strategy, place.script(text)) == spi.Exit(3)
+        await witness.wait_until_all_are_gone()
+
+    async def test_a_daemon_whose_parents_have_ended_is_killed_too(  # RUN-22
+        self, strategy: spi.ExecutionStrategy, place: Workplace, witness: Witness
+    ) -> None:
+        daemon = "trap '' HUP TERM; echo ready >&9; sleep 1000"
+        text = f'exec 9>{witness.path}; (setsid sh -c "{daemon}" <&- >&- 2>&- &); read _; exit 3'
+        async with strategy.start(place.script(text, pipes=True)) as process:
+            await witness.wait_for("ready")
+            assert process.stdin is not None
+            await process.stdin.aclose()
+            assert without_usage(await process.wait()) == spi.Exit(3)
+        await witness.wait_until_all_are_gone()
+
+    async def test_terminate_reaches_daemons(  # RUN-21
+        self, strategy: spi.ExecutionStrategy, place: Workplace, witness: Witness
+    ) -> None:
+        daemon = "trap 'echo told >&9; exit' TERM; echo ready >&9; while :; do sleep 0.05; done"
+        text = f"exec 9>{witness.path}; (setsid sh -c \"{daemon}\" &); trap '' TERM; sleep 1000"
+        async with strategy.start(place.script(text)) as process:
+            await witness.wait_for("ready")
+            process.terminate()
+            await witness.wait_for("told")
         await witness.wait_until_all_are_gone()
 
     async def test_terminate_reaches_the_whole_tree(  # RUN-21
@@ -385,7 +464,7 @@ class ExecutionStrategyLaws:
             process.terminate()
             await witness.wait_for("child")
             await witness.wait_for("parent")
-            assert await process.wait() == spi.Exit(9)
+            assert without_usage(await process.wait()) == spi.Exit(9)
             process.terminate()
         process.terminate()
         await witness.wait_until_all_are_gone()
@@ -412,7 +491,7 @@ class ExecutionStrategyLaws:
         async def run_one(number: int) -> None:
             stdout = tmp_path / f"stdout{number}"
             spec = place.spec("sh", "-c", f"echo {number}; exit {number}", stdout=stdout)
-            exits[number] = await run(strategy, spec)
+            exits[number] = await outcome(strategy, spec)
             assert stdout.read_text() == f"{number}\n"
 
         async with trio.open_nursery() as nursery:
@@ -436,3 +515,89 @@ class ExecutionStrategyLaws:
                     patience_seconds = number * 37 % 200 / 200
                     nursery.start_soon(run_and_cancel, patience_seconds, number % 2 == 0)
         await witness.wait_until_all_are_gone()
+
+    async def test_a_process_lives_as_long_as_it_is_wanted_while_others_come_and_go(
+        self, strategy: spi.ExecutionStrategy, place: Workplace, tmp_path: Path
+    ) -> None:
+        async with strategy.start(place.spec("cat", pipes=True)) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            for number in range(20):
+                other = place.spec("sh", "-c", "exit 4", stdout=tmp_path / f"stdout{number}")
+                assert await outcome(strategy, other) == spi.Exit(4)
+                line = f"{number}\n".encode()
+                await process.stdin.send_all(line)
+                assert await process.stdout.receive_some() == line
+            await process.stdin.aclose()
+            assert without_usage(await process.wait()) == spi.Exit(0)
+
+    # --- limits ----------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("what", ["memory", "processes", "processors"])
+    async def test_it_says_what_becomes_of_each_limit(
+        self, strategy: spi.ExecutionStrategy, what: str
+    ) -> None:
+        assert any(what in sentence for sentence in strategy.enforcement())
+
+    async def test_a_process_that_wants_too_much_memory_ends_by_it(  # RUN-23, ISO-06
+        self, strategy: spi.ExecutionStrategy, place: Workplace
+    ) -> None:
+        limits = spi.Limits(memory_bytes=64 * 1024 * 1024)
+        # A line without an end is kept in memory as a whole.
+        spec = place.script("head -c 400000000 /dev/zero | tail -n 1 > /dev/null", limits=limits)
+        if _is_degraded(strategy, "memory limits"):
+            assert (await run(strategy, spec)).code != 0
+            return
+        exit_ = await run(strategy, spec)
+        assert exit_.code != 0
+        assert "out of memory" in exit_.breach
+        assert str(limits.memory_bytes) in exit_.breach
+        assert await outcome(strategy, place.spec("true")) == spi.Exit(0)
+
+    async def test_a_process_that_starts_too_many_others_fails_by_it(  # ISO-06
+        self, strategy: spi.ExecutionStrategy, place: Workplace, witness: Witness
+    ) -> None:
+        if _is_degraded(strategy, "limits of processes"):
+            pytest.skip("the strategy says that it does not limit the processes of an action")
+        text = (
+            f"exec 9>{witness.path}; n=0; "
+            "while [ $n -lt 60 ]; do sleep 1000 & n=$((n+1)); done; echo all"
+        )
+        exit_ = await run(strategy, place.script(text, limits=spi.Limits(processes=20)))
+        assert exit_.code != 0
+        assert "processes" in exit_.breach
+        assert "20" in exit_.breach
+        assert place.stdout.read_bytes() == b""
+        await witness.wait_until_all_are_gone()
+
+    async def test_a_fork_bomb_ends_with_its_process(  # ISO-06
+        self, strategy: spi.ExecutionStrategy, place: Workplace, witness: Witness
+    ) -> None:
+        if _is_degraded(strategy, "limits of processes"):
+            pytest.skip("the strategy says that it does not limit the processes of an action")
+        bomb = "echo ready >&9; b() { while :; do (b) & done; }; b"
+        text = f"exec 9>{witness.path}; {bomb}"
+        async with strategy.start(place.script(text, limits=spi.Limits(processes=50))):
+            await witness.wait_for("ready")
+        await witness.wait_until_all_are_gone()
+
+    async def test_a_failure_within_the_limits_is_no_breach(
+        self, strategy: spi.ExecutionStrategy, place: Workplace
+    ) -> None:
+        limits = spi.Limits(cpus=0.5, memory_bytes=256 * 1024 * 1024, processes=100)
+        spec = place.script("true & wait; kill -9 $$", limits=limits)
+        assert await outcome(strategy, spec) == spi.Exit(137, signal.SIGKILL)
+
+    async def test_what_was_used_is_told(  # RUN-29
+        self, strategy: spi.ExecutionStrategy, place: Workplace
+    ) -> None:
+        text = "n=0; while [ $n -lt 200000 ]; do n=$((n+1)); done"
+        usage = (await run(strategy, place.script(text))).usage
+        if usage is None:
+            pytest.skip("the strategy measures nothing")
+        assert usage.user_seconds + usage.system_seconds > 0
+        assert usage.peak_memory_bytes > 0
+
+
+def _is_degraded(strategy: spi.ExecutionStrategy, what: str) -> bool:
+    return any("degraded" in text and what in text for text in strategy.enforcement())

@@ -3,107 +3,127 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable
+from typing import Any
 
 import trio
 
 from stoker import spi
-from stoker_exec_local.tree import ProcessTree
+from stoker_exec_local.launcher import messages
+from stoker_exec_local.launching import Launcher
 
 KILL_BOUND_SECONDS = 10.0
-"""For how long SIGKILL is tried. Only a process stuck inside of the kernel outlives it."""
+"""For how long the end is waited for. Only a process stuck inside of the kernel outlives it."""
 
 
 class LocalProcess(spi.Process):
-    """A process that leads a session of its own. `end` must be awaited, whatever happens."""
+    """A process asked for by `begin`. `end` must be awaited after that, whatever happens."""
 
-    def __init__(self, process: trio.Process, pidfd: int) -> None:
-        self.name = f"process {process.pid}"
-        self._tree = ProcessTree(process.pid)
-        self.stdin = _Stdin(process.stdin, self._tree.note) if process.stdin else None
-        self.stdout = process.stdout
-        self._process = process
-        self._pidfd = pidfd
+    def __init__(self, launcher: Launcher, number: int) -> None:
+        self.name = "process"
+        self._launcher = launcher
+        self._number = number
+        self._pipes: list[trio.lowlevel.FdStream] = []
+        self._started = trio.Event()
+        self._exited = trio.Event()
+        self._ended = trio.Event()
         self._exit: spi.Exit | None = None
-        self._exit_lock = trio.Lock()
-        self._reaped = False
+        self._failure: spi.StokerError | None = None
+
+    def begin(self, start: messages.Start) -> None:
+        """Ask the launcher for it. Raises Unavailable, and then there is nothing to end."""
+        if start.stdout is not None:
+            self._launcher.start(self._number, start, [], self._hear)
+            return
+        try:
+            theirs = self._open_pipes()
+        except OSError as error:
+            raise spi.Unavailable(f"no pipes can be opened now: {error.strerror}") from error
+        try:
+            self._launcher.start(self._number, start, theirs, self._hear)
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+
+    def _open_pipes(self) -> list[int]:
+        stdin, to_stdin = os.pipe2(os.O_CLOEXEC)
+        try:
+            from_stdout, stdout = os.pipe2(os.O_CLOEXEC)
+        except OSError:
+            os.close(stdin)
+            os.close(to_stdin)
+            raise
+        self.stdin, self.stdout = map(trio.lowlevel.FdStream, (to_stdin, from_stdout))
+        self._pipes = [self.stdin, self.stdout]
+        return [stdin, stdout]
+
+    async def wait_started(self) -> None:
+        """Wait until it runs. Raises what `ExecutionStrategy.start` raises."""
+        await self._started.wait()
+        if self._failure is not None:
+            raise self._failure
 
     async def wait(self) -> spi.Exit:
-        """See :class:`stoker.spi.Process`."""
-        async with self._exit_lock:
-            if self._exit is None:
-                self._exit = await self._wait_for_exit()
+        """See :class:`stoker.spi.Process`. Raises Unavailable if the launcher was lost."""
+        await self._exited.wait()
+        if self._exit is None:
+            raise self._failure or spi.Unavailable(f"the end of {self.name} was not seen")
         return self._exit
-
-    async def _wait_for_exit(self) -> spi.Exit:
-        # Readiness is a hint: while a child of another thread still holds a closed descriptor,
-        # epoll may report it under a number that is this process's by now.
-        while (exit_ := _read_exit(self._process.pid)) is None:
-            await trio.lowlevel.wait_readable(self._pidfd)
-        return exit_
 
     def terminate(self) -> None:
         """See :class:`stoker.spi.Process`."""
-        if not self._reaped:
-            self._tree.send(signal.SIGTERM)
+        if not self._ended.is_set():
+            self._launcher.terminate(self._number)
 
     async def end(self) -> None:
         """Kill the tree, reap the process, close its pipes. Shielded from cancellation.
 
         Raises Unavailable if something withstands for `KILL_BOUND_SECONDS`.
         """
-        with trio.CancelScope(shield=True):
-            try:
-                with trio.fail_after(KILL_BOUND_SECONDS):
-                    await self._kill_and_reap()
-            except trio.TooSlowError as error:
-                raise spi.Unavailable(f"{self.name} or a child of it cannot be killed") from error
-            finally:
-                await self._close()
+        for pipe in self._pipes:
+            pipe.close()
+        if self._ended.is_set():
+            return
+        self._launcher.end(self._number)
+        with trio.CancelScope(shield=True), trio.move_on_after(KILL_BOUND_SECONDS):
+            await self._ended.wait()
+        if not self._ended.is_set():
+            raise spi.Unavailable(f"{self.name} or a child of it cannot be killed")
 
-    async def _kill_and_reap(self) -> None:
-        await self._tree.kill()
-        await self.wait()
-        self._reaped = True
-        await self._process.wait()
+    def _hear(self, kind: str, facts: tuple[Any, ...]) -> None:
+        if kind == messages.STARTED:
+            self.name = f"process {facts[0]}"
+            self._started.set()
+        elif kind == messages.EXITED:
+            self._hear_exit(*facts)
+        else:
+            self._hear_end(kind, facts)
 
-    async def _close(self) -> None:
-        trio.lowlevel.notify_closing(self._pidfd)
-        os.close(self._pidfd)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                await trio.aclose_forcefully(stream)
+    def _hear_exit(
+        self,
+        code: int,
+        number: int | None,
+        breach: str,
+        usage: tuple[float, float, int],
+        is_gone: bool,
+    ) -> None:
+        self._exit = spi.Exit(code, number, breach, spi.ResourceUsage(*usage))
+        self._exited.set()
+        if is_gone:
+            self._ended.set()
 
-
-class _Stdin(trio.abc.SendStream):
-    """A pipe to a process, whose end is what many processes end by."""
-
-    def __init__(self, pipe: trio.abc.SendStream, on_closing: Callable[[], None]) -> None:
-        self._pipe = pipe
-        self._on_closing = on_closing
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._pipe.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._pipe.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        try:
-            self._on_closing()
-        finally:
-            await self._pipe.aclose()
+    def _hear_end(self, kind: str, facts: tuple[Any, ...]) -> None:
+        if kind == messages.NOT_STARTED:
+            self._failure = _refusal(*facts)
+        elif kind == messages.LOST:
+            self._failure = spi.Unavailable(f"the launcher of {self.name} was killed, and it too")
+        self._started.set()
+        self._exited.set()
+        self._ended.set()
 
 
-def _read_exit(pid: int) -> spi.Exit | None:
-    """How the child `pid` ended (RUN-15), None while it has not.
-
-    The child is not reaped: until its tree is dead, its number must stay taken.
-    """
-    status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-    if status is None:
-        return None
-    if status.si_code == os.CLD_EXITED:
-        return spi.Exit(status.si_status & 0xFF)
-    return spi.Exit(128 + status.si_status, status.si_status)
+def _refusal(kind: str, *facts: Any) -> spi.StokerError:
+    if kind == messages.AT_FAULT:
+        program, reason, exit_code = facts
+        return spi.ProgramNotStarted(program, reason, exit_code=exit_code)
+    error = spi.FailedPrecondition if kind == messages.UNMET else spi.Unavailable
+    return error(facts[0])

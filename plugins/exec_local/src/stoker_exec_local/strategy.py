@@ -1,103 +1,139 @@
-"""Starting a process of this machine as a specification asks."""
+"""Starting processes of this machine as specifications ask."""
 
 from __future__ import annotations
 
-import errno
+import itertools
 import os
-import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
-from typing import Final
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 
 from stoker import spi
+from stoker_exec_local.estate import Land, establish
+from stoker_exec_local.launcher.messages import Start
+from stoker_exec_local.launcher.program import NOT_EXECUTABLE
+from stoker_exec_local.launching import Launcher, open_launcher
 from stoker_exec_local.process import LocalProcess
-from stoker_exec_local.program import find_program, why_not_started
-
-# A program that was just written is busy for as long as a child, forked by another thread
-# meanwhile, has not come to its exec: milliseconds (RUN-18).
-_BUSY_PAUSES_SECONDS: Final = (0.005, 0.01, 0.02, 0.04, 0.08)
 
 
 class LocalStrategy(spi.ExecutionStrategy):
-    """Processes of this machine, with the rights of the server itself and no enclosure."""
+    """Processes of this machine, without an enclosure. Opened by `open_local`."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        *,
+        user: spi.ProcessUser | None,
+        land: Land | None,
+        max_memory_bytes: int | None,
+        enforcement: Sequence[str],
+    ) -> None:
+        self.user = user
+        self.protects_inputs = user is not None
+        self._nursery = nursery
+        self._land = land
+        self._max_memory_bytes = max_memory_bytes
+        self._enforcement = tuple(enforcement)
+        self._numbers = itertools.count(1)
+        self._launcher: Launcher | None = None
+        self._launching = trio.Lock()
+
+    def enforcement(self) -> Sequence[str]:
+        """See :class:`stoker.spi.ExecutionStrategy`."""
+        return self._enforcement
 
     @asynccontextmanager
     async def start(self, spec: spi.ProcessSpec) -> AsyncIterator[spi.Process]:
         """See :class:`stoker.spi.ExecutionStrategy`."""
-        process = await _start(spec)
+        start = _as_the_system_takes_it(spec)
+        process = LocalProcess(await self.launcher(), next(self._numbers))
+        process.begin(start)
         try:
+            await process.wait_started()
             yield process
         finally:
             await process.end()
 
+    async def launcher(self) -> Launcher:
+        """The launcher, a new one if the last is lost. Raises Unavailable."""
+        if self._launcher is not None and not self._launcher.is_lost:
+            return self._launcher
+        async with self._launching:
+            if self._launcher is None or self._launcher.is_lost:
+                self._launcher = await self._open_launcher()
+        return self._launcher
 
-async def _start(spec: spi.ProcessSpec) -> LocalProcess:
-    folder = spec.root / spec.working_directory
-    program = spec.argv[0]
-    if "/" not in program:
-        program = await trio.to_thread.run_sync(find_program, spec, folder)
-    with _open_output(spec.stdout) as stdout, _open_output(spec.stderr) as stderr:
-        try:
-            process = await _open_when_written(spec, program, folder, stdout, stderr)
-        except (OSError, ValueError) as error:
-            reason = await trio.to_thread.run_sync(why_not_started, error, spec, program, folder)
-            raise reason from error
-    return await _watched(process)
-
-
-async def _open_when_written(
-    spec: spi.ProcessSpec, program: str, folder: Path, stdout: int, stderr: int
-) -> trio.Process:
-    for pause_seconds in _BUSY_PAUSES_SECONDS:
-        try:
-            return await _open_process(spec, program, folder, stdout, stderr)
-        except OSError as error:
-            if error.errno != errno.ETXTBSY:
-                raise
-        await trio.sleep(pause_seconds)
-    return await _open_process(spec, program, folder, stdout, stderr)
-
-
-async def _open_process(
-    spec: spi.ProcessSpec, program: str, folder: Path, stdout: int, stderr: int
-) -> trio.Process:
-    # Neither preexec_fn nor user: each would turn vfork into a fork ten times as slow.
-    return await trio.lowlevel.open_process(
-        spec.argv,
-        executable=program,
-        cwd=folder,
-        env=spec.environment,
-        stdin=subprocess.PIPE if spec.stdout is None else subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        start_new_session=True,
-    )
-
-
-@contextmanager
-def _open_output(path: Path | None) -> Iterator[int]:
-    """A descriptor that appends to the file `path`, or the wish for a pipe."""
-    if path is None:
-        yield subprocess.PIPE
-        return
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise spi.Unavailable(f"{path} cannot be opened: {error.strerror}") from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-async def _watched(process: trio.Process) -> LocalProcess:
-    try:
-        return LocalProcess(process, os.pidfd_open(process.pid))
-    except OSError as error:
-        process.kill()
+    async def _open_launcher(self) -> Launcher:
+        # A cancellation in between would leave a program or groups to nobody.
         with trio.CancelScope(shield=True):
-            await process.wait()
-        raise spi.Unavailable(f"{process.pid} cannot be watched: {error.strerror}") from error
+            estate = None
+            if self._land is not None:
+                try:
+                    estate = await trio.to_thread.run_sync(
+                        establish, self._land, self._max_memory_bytes
+                    )
+                except OSError as error:
+                    reason = f"no control groups can be made: {error}"
+                    raise spi.Unavailable(reason) from error
+            try:
+                launcher = await open_launcher(self.user, estate)
+            except BaseException:
+                if estate is not None:
+                    estate.remove()
+                raise
+            self._nursery.start_soon(launcher.run)
+        return launcher
+
+    async def close(self) -> None:
+        """End the launcher, and wait until nothing is left. Shielded from cancellation."""
+        if self._launcher is not None:
+            self._launcher.close()
+            with trio.CancelScope(shield=True):
+                await self._launcher.ended.wait()
+
+
+@asynccontextmanager
+async def open_local(
+    *,
+    user: spi.ProcessUser | None = None,
+    land: Land | None = None,
+    max_memory_bytes: int | None = None,
+    enforcement: Sequence[str] = (),
+) -> AsyncIterator[LocalStrategy]:
+    """Give a strategy whose launcher is running. Without `land` there are no control groups.
+
+    Raises Unavailable.
+    """
+    async with trio.open_nursery() as nursery:
+        strategy = LocalStrategy(
+            nursery,
+            user=user,
+            land=land,
+            max_memory_bytes=max_memory_bytes,
+            enforcement=enforcement,
+        )
+        try:
+            await strategy.launcher()
+            yield strategy
+        finally:
+            await strategy.close()
+
+
+def _as_the_system_takes_it(spec: spi.ProcessSpec) -> Start:
+    try:
+        return Start(
+            [os.fsencode(argument) for argument in spec.argv],
+            {os.fsencode(name): os.fsencode(value) for name, value in spec.environment.items()},
+            os.fsencode(spec.root),
+            os.fsencode(spec.working_directory),
+            None if spec.stdout is None else os.fsencode(spec.stdout),
+            os.fsencode(spec.stderr),
+            spec.limits.cpus,
+            spec.limits.memory_bytes,
+            spec.limits.processes,
+        )
+    except UnicodeEncodeError as error:
+        raise spi.ProgramNotStarted(
+            ascii(spec.argv[0]), str(error), exit_code=NOT_EXECUTABLE
+        ) from error

@@ -34,6 +34,17 @@ OVERHEAD_PROCESSES = 3
 _MAX_ARGUMENTS = 8_000
 _MAX_ARGUMENT_BYTES = 512 * 1024
 
+_OF_THE_KERNEL = (
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+    "/proc/acpi",
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/mtrr",
+    "/proc/scsi",
+)
+
 _MOUNT_OVERLAY = (
     'cd -- "$1" && "$2" -n -t overlay overlay '
     "-o lowerdir=lower,upperdir=upper,workdir=work,userxattr,volatile merged "
@@ -91,8 +102,7 @@ def command_line(tools: Tools, enclosure: Enclosure, command: tuple[str, ...]) -
         tools.bwrap,
         *_isolation(enclosure),
         *enclosure.view.arguments,
-        "--proc",
-        "/proc",
+        *_proc(),
         "--dev",
         "/dev",
         *_tmpfs("/dev/shm", enclosure.tmpfs_bytes),  # noqa: S108  # a fresh one, not the machine's
@@ -120,11 +130,18 @@ def _namespaces(tools: Tools, enclosure: Enclosure) -> list[str]:
 def _isolation(enclosure: Enclosure) -> list[str]:
     user = enclosure.user
     return [
-        *("--unshare-user", "--uid", str(user.uid), "--gid", str(user.gid)),
+        *("--unshare-user", "--disable-userns", "--uid", str(user.uid), "--gid", str(user.gid)),
         *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
         *(("--unshare-net",) if enclosure.network == "off" else ()),
         *("--die-with-parent", "--cap-drop", "ALL", "--hostname", "localhost"),
     ]
+
+
+def _proc() -> list[str]:
+    # Files of user 0 there ask for no capability: whoever writes core_pattern has the machine.
+    # Bubblewrap covers them only if their folder can be written, which says nothing of them.
+    covers = [word for path in _OF_THE_KERNEL for word in ("--ro-bind-try", path, path)]
+    return ["--proc", "/proc", *covers]
 
 
 def _tmpfs(path: str, size_bytes: int | None) -> list[str]:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stoker import spi
-from stoker.testing.sandbox_laws import IsolationLaws, SandboxLaws
+from stoker.testing.execution_strategy_laws import Workplace
+from stoker.testing.sandbox_laws import IsolationLaws, SandboxLaws, make_place
 from stoker_exec_local import LocalStrategy
-from stoker_sandbox_bubblewrap import stoker_sandboxes
+
+OpenBox = Callable[..., AbstractAsyncContextManager[spi.Sandbox]]
+
+NOBODY = spi.ProcessUser(65534, 65534)
 
 
 @pytest.fixture(params=["as-laid", "overlay"])
-async def sandbox(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[spi.Sandbox]:
-    provider = stoker_sandboxes()["bubblewrap"]
-    settings = provider.settings(inputs=request.param)
-    async with provider.open(settings, spi.Context("box", tmp_path, {})) as opened:
+async def sandbox(request: pytest.FixtureRequest, open_box: OpenBox) -> AsyncIterator[spi.Sandbox]:
+    async with open_box(inputs=request.param) as opened:
         yield opened
-
-
-@pytest.fixture
-def strategy() -> spi.ExecutionStrategy:
-    return LocalStrategy()
 
 
 class TestSandbox(SandboxLaws):
@@ -32,3 +34,41 @@ class TestSandbox(SandboxLaws):
 
 class TestIsolation(IsolationLaws):
     """What this one keeps apart."""
+
+
+class AsNobody(spi.ExecutionStrategy):
+    """Starts processes of another user, as a server that is root may."""
+
+    user = NOBODY
+
+    def start(self, spec: spi.ProcessSpec) -> AbstractAsyncContextManager[spi.Process]:
+        uid, gid = NOBODY
+        drop = ("/usr/bin/setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--")
+        return LocalStrategy().start(replace(spec, argv=(*drop, *spec.argv)))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes of other users")
+class TestAsAnotherUser(SandboxLaws, IsolationLaws):
+    """The same where bubblewrap is started by a user that is not the server's."""
+
+    @pytest.fixture
+    def strategy(self) -> spi.ExecutionStrategy:
+        return AsNobody()
+
+    @pytest.fixture
+    def home(self) -> Iterator[Path]:
+        # The folders of pytest are closed to other users.
+        folder = Path(tempfile.mkdtemp())
+        folder.chmod(0o755)
+        yield folder
+        shutil.rmtree(folder)
+
+    @pytest.fixture
+    def new_place(self, home: Path) -> Callable[[str], Workplace]:
+        def make_for_user(name: str) -> Workplace:
+            place = make_place(home, name)
+            for path in (place.root, place.spec("true").temporary_directory):
+                os.chown(path, *NOBODY)
+            return place
+
+        return make_for_user

@@ -71,6 +71,7 @@ class Enclosure(NamedTuple):
     overlay: bool
     private: str
     user: spi.ProcessUser
+    namespaces: bool
     tmpfs_bytes: int | None
 
 
@@ -101,13 +102,14 @@ def command_line(tools: Tools, enclosure: Enclosure, command: tuple[str, ...]) -
         *_namespaces(tools, enclosure),
         tools.bwrap,
         *_isolation(enclosure),
-        *enclosure.view.arguments,
         *_proc(),
         "--dev",
         "/dev",
         *_tmpfs("/dev/shm", enclosure.tmpfs_bytes),  # noqa: S108  # a fresh one, not the machine's
         *_private_folder(enclosure, from_file=command == RUN_COMMAND_FILE),
         *_tmpfs("/tmp", enclosure.tmpfs_bytes),  # noqa: S108  # likewise
+        # After /tmp, in which some of it may lie.
+        *enclosure.view.arguments,
         *_folders(enclosure),
         "--remount-ro",
         "/",
@@ -130,8 +132,9 @@ def _namespaces(tools: Tools, enclosure: Enclosure) -> list[str]:
 def _isolation(enclosure: Enclosure) -> list[str]:
     user = enclosure.user
     return [
-        *("--unshare-user", "--disable-userns", "--uid", str(user.uid), "--gid", str(user.gid)),
+        *("--unshare-user", "--uid", str(user.uid), "--gid", str(user.gid)),
         *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
+        *(() if enclosure.namespaces else ("--disable-userns",)),
         *(("--unshare-net",) if enclosure.network == "off" else ()),
         *("--die-with-parent", "--cap-drop", "ALL", "--hostname", "localhost"),
     ]

@@ -70,6 +70,9 @@ def apply(private: str, root: str) -> None:
 
 
 def _is_untouched(upper: str, status: os.stat_result, lower: str) -> bool:
+    if status.st_mode & _OWN != _OWN:
+        # It may be closed to this very process.
+        return False
     return _same(status, os.stat(lower)) and not os.listdir(upper)  # noqa: PTH116, PTH208  # hot
 
 

@@ -131,6 +131,7 @@ class Bubblewrap(spi.Sandbox):
                 overlay=is_overlay,
                 private=private,
                 user=user,
+                namespaces=self._settings.namespaces,
                 tmpfs_bytes=self._settings.tmpfs_bytes,
             )
             try:

@@ -57,5 +57,8 @@ class BubblewrapSettings(spi.Settings, frozen=True):
     """As `shown`, in addition to it."""
     hidden: tuple[AbsolutePath, ...] = ()
     """Folders inside of what is shown that appear empty."""
+    namespaces: bool = False
+    """Whether processes may make namespaces of users, as the sandboxes of browsers do. Where the
+    server is root, they can then undo the limits of a control group of version 1."""
     tmpfs_bytes: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """The size of each of /tmp and /dev/shm; unset for the kernel's default, half of the memory."""

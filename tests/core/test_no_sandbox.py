@@ -9,7 +9,7 @@ import pytest
 
 from stoker import builtin, spi
 from stoker.testing.sandbox_laws import SandboxLaws
-from stoker_exec_local import LocalStrategy
+from stoker_exec_local import stoker_execution_strategies
 
 
 class TestNoSandbox(SandboxLaws):
@@ -22,5 +22,7 @@ class TestNoSandbox(SandboxLaws):
             yield opened
 
     @pytest.fixture
-    def strategy(self) -> spi.ExecutionStrategy:
-        return LocalStrategy()
+    async def strategy(self, tmp_path: Path) -> AsyncIterator[spi.ExecutionStrategy]:
+        provider = stoker_execution_strategies()["local"]
+        async with provider.open(provider.settings(), spi.Context("local", tmp_path, {})) as opened:
+            yield opened

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 
 from stoker import spi
 from stoker.testing.execution_strategy_laws import Workplace
-from stoker_exec_local import LocalStrategy
+from stoker_exec_local import stoker_execution_strategies
 from stoker_sandbox_bubblewrap import stoker_sandboxes
 
 OpenBox = Callable[..., AbstractAsyncContextManager[spi.Sandbox]]
@@ -32,8 +32,10 @@ def open_box(tmp_path: Path) -> OpenBox:
 
 
 @pytest.fixture
-def strategy() -> spi.ExecutionStrategy:
-    return LocalStrategy()
+async def strategy(tmp_path: Path) -> AsyncIterator[spi.ExecutionStrategy]:
+    provider = stoker_execution_strategies()["local"]
+    async with provider.open(provider.settings(), spi.Context("local", tmp_path, {})) as opened:
+        yield opened
 
 
 @pytest.fixture

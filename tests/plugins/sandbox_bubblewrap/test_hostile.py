@@ -37,16 +37,20 @@ import trio
 from stoker import spi
 from stoker.execution.enclosed import Enclosed
 from stoker.testing.execution_strategy_laws import Workplace, run
-from stoker_exec_local import LocalStrategy
+from stoker_exec_local import stoker_execution_strategies
 from stoker_sandbox_bubblewrap import stoker_sandboxes
 
 async def serve():
     folder = Path(sys.argv[1])
     provider = stoker_sandboxes()["bubblewrap"]
     context = spi.Context("box", folder, {})
-    async with provider.open(provider.settings(inputs=sys.argv[2]), context) as sandbox:
+    local = stoker_execution_strategies()["local"]
+    async with (
+        provider.open(provider.settings(inputs=sys.argv[2]), context) as sandbox,
+        local.open(local.settings(), context) as strategy,
+    ):
         spec = Workplace(folder / "state" / "action").script(sys.argv[3], str(folder))
-        await run(Enclosed(LocalStrategy(), sandbox), spec)
+        await run(Enclosed(strategy, sandbox), spec)
 
 trio.run(serve)
 """
@@ -78,6 +82,21 @@ async def test_an_action_reads_nothing_of_the_server(tmp_path: Path, inputs: str
     assert "tried" in seen
     assert SECRET not in seen
     assert not {"stoker.toml", "store", "blob", "other"} & set(seen.split())
+
+
+async def test_nothing_of_what_the_enclosure_is_made_from_can_be_reached(
+    enclosed: spi.ExecutionStrategy, place: Workplace
+) -> None:
+    script = place.script(
+        "ls -A /tmp /run; ls -d /tmp/sandbox-*; cd .. && ls -A; "
+        "ls -d /proc/1/root/tmp/ready /proc/1/root/tmp/upper /proc/1/root/oldroot"
+    )
+    await run(enclosed, script)
+    seen = set(place.stdout.read_text().split())
+    # The folders that lead to the action's own are there, and nothing else.
+    assert not seen & {"ready", "upper", "lower", "work", "merged", "command"}
+    assert {"root", "temporary"} < seen
+    assert not [word for word in seen if word.startswith(("sandbox-", "/proc"))]
 
 
 async def test_a_library_to_be_preloaded_is_not_loaded_outside(

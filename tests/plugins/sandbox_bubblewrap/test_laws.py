@@ -15,7 +15,6 @@ import pytest
 from stoker import spi
 from stoker.testing.execution_strategy_laws import Workplace
 from stoker.testing.sandbox_laws import IsolationLaws, SandboxLaws, make_place
-from stoker_exec_local import LocalStrategy
 
 OpenBox = Callable[..., AbstractAsyncContextManager[spi.Sandbox]]
 
@@ -41,10 +40,13 @@ class AsNobody(spi.ExecutionStrategy):
 
     user = NOBODY
 
+    def __init__(self, strategy: spi.ExecutionStrategy) -> None:
+        self._strategy = strategy
+
     def start(self, spec: spi.ProcessSpec) -> AbstractAsyncContextManager[spi.Process]:
         uid, gid = NOBODY
         drop = ("/usr/bin/setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--")
-        return LocalStrategy().start(replace(spec, argv=(*drop, *spec.argv)))
+        return self._strategy.start(replace(spec, argv=(*drop, *spec.argv)))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes of other users")
@@ -52,8 +54,8 @@ class TestAsAnotherUser(SandboxLaws, IsolationLaws):
     """The same where bubblewrap is started by a user that is not the server's."""
 
     @pytest.fixture
-    def strategy(self) -> spi.ExecutionStrategy:
-        return AsNobody()
+    def strategy(self, strategy: spi.ExecutionStrategy) -> spi.ExecutionStrategy:
+        return AsNobody(strategy)
 
     @pytest.fixture
     def home(self) -> Iterator[Path]:

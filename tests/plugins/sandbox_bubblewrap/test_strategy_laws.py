@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 
@@ -14,8 +14,8 @@ from stoker.testing.execution_strategy_laws import (
     Witness,
     Workplace,
 )
-from stoker_exec_local import LocalStrategy
-from stoker_sandbox_bubblewrap import stoker_sandboxes
+
+OpenBox = Callable[..., AbstractAsyncContextManager[spi.Sandbox]]
 
 
 class TestEnclosed(ExecutionStrategyLaws):
@@ -23,12 +23,13 @@ class TestEnclosed(ExecutionStrategyLaws):
 
     @pytest.fixture(params=["as-laid", "overlay"])
     async def strategy(
-        self, request: pytest.FixtureRequest, tmp_path: Path
+        self,
+        request: pytest.FixtureRequest,
+        open_box: OpenBox,
+        strategy: spi.ExecutionStrategy,
     ) -> AsyncIterator[spi.ExecutionStrategy]:
-        provider = stoker_sandboxes()["bubblewrap"]
-        settings = provider.settings(inputs=request.param)
-        async with provider.open(settings, spi.Context("box", tmp_path, {})) as sandbox:
-            yield Enclosed(LocalStrategy(), sandbox)
+        async with open_box(inputs=request.param) as sandbox:
+            yield Enclosed(strategy, sandbox)
 
     @pytest.fixture
     async def witness(self, place: Workplace) -> AsyncIterator[Witness]:

@@ -16,7 +16,8 @@ import trio
 
 from stoker import spi
 from stoker.execution.enclosed import Enclosed
-from stoker.testing.execution_strategy_laws import Witness, Workplace, run
+from stoker.testing.execution_strategy_laws import Witness, Workplace
+from stoker.testing.sandbox_laws import run_plain as run
 from stoker_sandbox_bubblewrap import overlay
 from stoker_sandbox_bubblewrap.private_folder import make_private_folder, remove_private_folder
 

@@ -14,7 +14,8 @@ import pytest
 
 from stoker import spi
 from stoker.execution.enclosed import Enclosed
-from stoker.testing.execution_strategy_laws import Workplace, run
+from stoker.testing.execution_strategy_laws import Workplace
+from stoker.testing.sandbox_laws import run_plain as run
 
 OpenBox = Callable[..., AbstractAsyncContextManager[spi.Sandbox]]
 

@@ -52,6 +52,12 @@ async def run_enclosed(
         return sandbox.read_exit(await process.wait())._replace(usage=None)
 
 
+async def run_plain(strategy: spi.ExecutionStrategy, spec: spi.ProcessSpec) -> spi.Exit:
+    """Run a process to its end; how it ended. What it used is left out."""
+    async with strategy.start(spec) as process:
+        return (await process.wait())._replace(usage=None)
+
+
 def witness_in(spec: spi.ProcessSpec) -> Witness:
     """A witness where a process can reach it whatever way its root is shown."""
     witness = Witness(spec.temporary_directory / "witness")

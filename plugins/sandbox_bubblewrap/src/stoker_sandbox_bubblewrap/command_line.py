@@ -26,8 +26,6 @@ READY = "ready"
 COMMAND_FILE = "command"
 ENV = "/usr/bin/env"
 RUN_COMMAND_FILE = ("/bin/sh", "/run/stoker/command")
-OVERHEAD_PROCESSES = 3
-"""unshare, and two of bubblewrap."""
 
 # Bubblewrap refuses more than 9,000 arguments, its own and the command's together; the kernel
 # takes 2 MiB in all by default.

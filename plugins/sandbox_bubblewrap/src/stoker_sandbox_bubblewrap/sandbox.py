@@ -17,7 +17,6 @@ from stoker import spi
 from stoker_sandbox_bubblewrap import diagnosis, overlay, wishes
 from stoker_sandbox_bubblewrap.command_line import (
     COMMAND_FILE,
-    OVERHEAD_PROCESSES,
     RUN_COMMAND_FILE,
     Enclosure,
     Tools,
@@ -157,7 +156,6 @@ class Bubblewrap(spi.Sandbox):
             environment={},
             # It is entered inside, where no link leads out.
             working_directory="",
-            limits=_with_overhead(spec.limits),
         )
 
 
@@ -193,12 +191,6 @@ def _owner(root: Path) -> spi.ProcessUser:
 def _write(path: str, enclosure: Enclosure, command: Sequence[str]) -> None:
     Path(path).write_bytes(command_file(command))
     overlay.give(path, enclosure.user)
-
-
-def _with_overhead(limits: spi.Limits) -> spi.Limits:
-    if limits.processes is None:
-        return limits
-    return replace(limits, processes=limits.processes + OVERHEAD_PROCESSES)
 
 
 def _leave(prepared: _Prepared, is_clean: bool) -> None:

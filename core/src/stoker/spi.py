@@ -585,8 +585,13 @@ class Sandbox(abc.ABC):
         """Rewrite what is to be started so that it runs enclosed; clean up on leaving.
 
         Raises FailedPrecondition or Unavailable when it cannot enclose: never returns a
-        specification that would run unenclosed.
+        specification that would run unenclosed. It may raise ProgramNotStarted as well, and any
+        of the three on leaving, where the process was not started.
         """
+
+    def read_exit(self, exit_: Exit) -> Exit:
+        """How the enclosed process ended, when what was started in its place ended by `exit_`."""
+        return exit_
 
 
 # --- persistent workers --------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from stoker.spi import ExecutionStrategy, Process, ProcessSpec, Sandbox
+from stoker.spi import ExecutionStrategy, Exit, Process, ProcessSpec, Sandbox
 
 
 class Enclosed(ExecutionStrategy):
@@ -44,4 +44,19 @@ class Enclosed(ExecutionStrategy):
             self._sandbox.enclose(spec) as enclosed,
             self._strategy.start(enclosed) as process,
         ):
-            yield process
+            yield _EnclosedProcess(process, self._sandbox)
+
+
+class _EnclosedProcess(Process):
+    def __init__(self, process: Process, sandbox: Sandbox) -> None:
+        self.name = process.name
+        self.stdin = process.stdin
+        self.stdout = process.stdout
+        self._process = process
+        self._sandbox = sandbox
+
+    async def wait(self) -> Exit:
+        return self._sandbox.read_exit(await self._process.wait())
+
+    def terminate(self) -> None:
+        self._process.terminate()

@@ -1,0 +1,591 @@
+"""What every sandbox must do, and what one that isolates must do besides.
+
+A plugin's test inherits the classes, and gives two fixtures: the sandbox, and a strategy to start
+enclosed processes by::
+
+    class TestMySandbox(SandboxLaws, IsolationLaws):
+        @pytest.fixture
+        async def sandbox(self) -> AsyncIterator[spi.Sandbox]:
+            async with open_my_sandbox(...) as sandbox:
+                yield sandbox
+
+        @pytest.fixture
+        def strategy(self) -> spi.ExecutionStrategy:
+            return MyStrategy()
+
+The laws need pytest-trio, Linux, and within the sandbox a shell with the usual small programs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from stoker import spi
+from stoker.testing.execution_strategy_laws import Witness, Workplace
+
+_SECRET = "nothing that an action should know"  # noqa: S105  # of no use to anybody
+
+
+@asynccontextmanager
+async def start_enclosed(
+    strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, spec: spi.ProcessSpec
+) -> AsyncIterator[spi.Process]:
+    """Start a process as the server does."""
+    async with sandbox.enclose(spec) as enclosed, strategy.start(enclosed) as process:
+        yield process
+
+
+async def run_enclosed(
+    strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, spec: spi.ProcessSpec
+) -> spi.Exit:
+    """Run a process to its end; how it ended, as the server takes it. What it used is left out."""
+    async with start_enclosed(strategy, sandbox, spec) as process:
+        return sandbox.read_exit(await process.wait())._replace(usage=None)
+
+
+async def run_plain(strategy: spi.ExecutionStrategy, spec: spi.ProcessSpec) -> spi.Exit:
+    """Run a process to its end; how it ended. What it used is left out."""
+    async with strategy.start(spec) as process:
+        return (await process.wait())._replace(usage=None)
+
+
+def witness_in(spec: spi.ProcessSpec) -> Witness:
+    """A witness where a process can reach it whatever way its root is shown."""
+    witness = Witness(spec.temporary_directory / "witness")
+    # The strategy may run processes as another user.
+    witness.path.chmod(0o666)
+    return witness
+
+
+def traces(folder: Path) -> tuple[object, ...]:
+    """What a sandbox might leave behind: mounts, and names in `folder`, where the roots are."""
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    names = sorted(path.name for path in folder.iterdir())
+    return (sum(str(folder) in line for line in mounts.splitlines()), names)
+
+
+class _Fixtures:
+    @pytest.fixture
+    def home(self, tmp_path: Path) -> Path:
+        """The folder that the places are in."""
+        home = tmp_path / "places"
+        home.mkdir()
+        return home
+
+    @pytest.fixture
+    def new_place(self, home: Path) -> Callable[[str], Workplace]:
+        """Makes folders by `make_place`; to be replaced where they must belong to a user."""
+        return lambda name: make_place(home, name)
+
+    @pytest.fixture
+    def place(self, new_place: Callable[[str], Workplace]) -> Workplace:
+        """Fresh folders for one process."""
+        return new_place("one")
+
+    @pytest.fixture
+    def other_place(self, new_place: Callable[[str], Workplace]) -> Workplace:
+        """Fresh folders for another one."""
+        return new_place("other")
+
+    @pytest.fixture
+    async def witness(self, place: Workplace) -> AsyncIterator[Witness]:
+        """Tells when all processes are gone."""
+        witness = witness_in(place.spec("true"))
+        yield witness
+        witness.close()
+
+
+def make_place(home: Path, name: str) -> Workplace:
+    """Fresh folders in the folder `name` of `home`, and the files that a process writes to."""
+    folder = home / name
+    folder.mkdir()
+    place = Workplace(folder)
+    for path in (place.stdout, place.stderr):
+        path.touch(mode=0o600)
+    return place
+
+
+@asynccontextmanager
+async def _killed_at_last(process: trio.Process) -> AsyncIterator[trio.Process]:
+    try:
+        yield process
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+class SandboxLaws(_Fixtures):
+    """What holds of a process within any sandbox. Define ``sandbox`` and ``strategy``."""
+
+    @pytest.mark.parametrize("code", [0, 1, 42, 255])
+    async def test_an_exit_code_is_reported_as_it_is(
+        self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, place: Workplace, code: int
+    ) -> None:
+        exit_ = await run_enclosed(strategy, sandbox, place.script(f"exit {code}"))
+        assert exit_ == spi.Exit(code)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV])
+    async def test_a_signal_is_reported_as_one(  # RUN-15
+        self,
+        strategy: spi.ExecutionStrategy,
+        sandbox: spi.Sandbox,
+        place: Workplace,
+        number: signal.Signals,
+    ) -> None:
+        script = place.script(f"ulimit -c 0; kill -{int(number)} $$")
+        assert await run_enclosed(strategy, sandbox, script) == spi.Exit(128 + number, number)
+
+    async def test_the_environment_is_exactly_what_was_given(  # RUN-10
+        self,
+        strategy: spi.ExecutionStrategy,
+        sandbox: spi.Sandbox,
+        place: Workplace,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("STOKER_SENTINEL", "leaked")
+        environment = {"LANG": "C.UTF-8", "ODD": "a=b c\nd", "EMPTY": "", "a.b-c%": "1"}
+        await run_enclosed(strategy, sandbox, place.spec("env", "-0", environment=environment))
+        assert sorted(place.stdout.read_text().split("\0")[:-1]) == sorted(
+            f"{name}={value}" for name, value in environment.items()
+        )
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [("a b", "", "'\"$HOME\\", "line\nline", "*", "größer"), ("--", "--bind", "-c"), ("x",)],
+        ids=["odd", "options", "one"],
+    )
+    async def test_arguments_arrive_byte_for_byte(
+        self,
+        strategy: spi.ExecutionStrategy,
+        sandbox: spi.Sandbox,
+        place: Workplace,
+        arguments: tuple[str, ...],
+    ) -> None:
+        spec = place.script(r'printf "%s\0" "$@"', *arguments)
+        assert await run_enclosed(strategy, sandbox, spec) == spi.Exit(0)
+        assert place.stdout.read_text().split("\0")[:-1] == list(arguments)
+
+    async def test_many_arguments_and_variables_arrive(
+        self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, place: Workplace
+    ) -> None:
+        arguments = [f"an argument, number {number}" for number in range(12_000)]
+        spec = place.spec(
+            *("sh", "-c", 'printf "%s\n" "$@"; env | wc -l; echo "$V2999"', "sh", *arguments),
+            environment={f"V{number}": "v a l u e" for number in range(3_000)},
+        )
+        assert await run_enclosed(strategy, sandbox, spec) == spi.Exit(0)
+        *echoed, variables, last = place.stdout.read_text().splitlines()
+        assert echoed == arguments
+        # A shell may add some of its own.
+        assert int(variables) in range(3_000, 3_004)
+        assert last == "v a l u e"
+
+    async def test_a_program_that_is_absent_is_told(  # RUN-17
+        self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, place: Workplace
+    ) -> None:
+        try:
+            exit_ = await run_enclosed(strategy, sandbox, place.spec("./no-such-tool"))
+        except spi.ProgramNotStarted as error:
+            told, code = str(error), error.exit_code
+        else:
+            told, code = place.stderr.read_text(), exit_.code
+        assert "no-such-tool" in told
+        assert code == 127
+
+    async def test_stdout_and_stderr_arrive_apart_and_byte_for_byte(  # RUN-13
+        self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, place: Workplace
+    ) -> None:
+        spec = place.script(r"printf '\0\377out'; printf '\0\376err' >&2")
+        await run_enclosed(strategy, sandbox, spec)
+        assert place.stdout.read_bytes() == b"\0\xffout"
+        assert place.stderr.read_bytes() == b"\0\xfeerr"
+
+    async def test_stdin_is_empty_and_the_null_device_works(  # RUN-12
+        self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, place: Workplace
+    ) -> None:
+        script = place.script("cat; echo lost > /dev/null && cat /dev/null && echo end")
+        assert await run_enclosed(strategy, sandbox, script) == spi.Exit(0)
+        assert place.stdout.read_bytes() == b"end\n"
+
+    async def test_pipes_carry_both_ways(
+        self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, place: Workplace
+    ) -> None:
+        spec = replace(place.spec("cat", pipes=True), root_changes=True)
+        async with start_enclosed(strategy, sandbox, spec) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            await process.stdin.send_all(b"there and back\n")
+            assert await process.stdout.receive_some() == b"there and back\n"
+            await process.stdin.aclose()
+            assert sandbox.read_exit(await process.wait()).code == 0
+
+    async def test_what_it_writes_below_the_root_is_there(
+        self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, place: Workplace
+    ) -> None:
+        (place.root / "input").write_text("1")
+        script = place.script("mkdir -p a/b; echo made > a/b/made; cp input copy; rm input")
+        assert await run_enclosed(strategy, sandbox, script) == spi.Exit(0)
+        assert (place.root / "a" / "b" / "made").read_text() == "made\n"
+        assert (place.root / "copy").read_text() == "1"
+        assert not (place.root / "input").exists()
+
+    async def test_its_temporary_directory_is_there(
+        self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, place: Workplace
+    ) -> None:
+        spec = place.spec("true")
+        script = f"echo x > '{spec.temporary_directory}/x' && cat '{spec.temporary_directory}/x'"
+        assert await run_enclosed(strategy, sandbox, place.script(script)) == spi.Exit(0)
+
+    async def test_the_working_directory_is_below_the_root(  # RUN-08
+        self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, place: Workplace
+    ) -> None:
+        (place.root / "a" / "b").mkdir(parents=True)
+        (place.root / "link").symlink_to("a/b")
+        spec = place.spec("pwd", "-P", working_directory="link")
+        await run_enclosed(strategy, sandbox, spec)
+        assert place.stdout.read_text() == f"{(place.root / 'a' / 'b').resolve()}\n"
+
+    async def test_odd_names_of_folders(
+        self,
+        strategy: spi.ExecutionStrategy,
+        sandbox: spi.Sandbox,
+        new_place: Callable[[str], Workplace],
+    ) -> None:
+        place = new_place("a b\n,c:d=\\e'f\"$g")
+        (place.root / "in put").write_text("1")
+        script = place.script('cat "in put" && echo 2 > out')
+        assert await run_enclosed(strategy, sandbox, script) == spi.Exit(0)
+        assert (place.root / "out").read_text() == "2\n"
+
+    async def test_changes_of_the_root_are_seen_inside(
+        self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, place: Workplace
+    ) -> None:
+        (place.root / "replaced").write_text("old\n")
+        (place.root / "removed").write_text("")
+        text = (
+            "echo begun; while read -r line; do "
+            'cat new/file replaced; test -e removed; echo "$?"; done'
+        )
+        spec = replace(place.script(text, pipes=True), root_changes=True)
+        async with start_enclosed(strategy, sandbox, spec) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert await process.stdout.receive_some() == b"begun\n"
+            (place.root / "new").mkdir()
+            (place.root / "new" / "file").write_text("new\n")
+            (place.root / "newer").write_text("newer\n")
+            (place.root / "newer").rename(place.root / "replaced")
+            (place.root / "removed").unlink()
+            await process.stdin.send_all(b"look\n")
+            seen = b""
+            while seen.count(b"\n") < 3:
+                seen += await process.stdout.receive_some()
+            assert seen == b"new\nnewer\n1\n"
+
+    async def test_terminate_reaches_the_command(  # RUN-21
+        self,
+        strategy: spi.ExecutionStrategy,
+        sandbox: spi.Sandbox,
+        place: Workplace,
+        witness: Witness,
+    ) -> None:
+        text = (
+            f"exec 9>'{witness.path}'; trap 'echo written > written; exit 9' TERM; "
+            "echo ready >&9; while :; do sleep 0.05; done"
+        )
+        async with start_enclosed(strategy, sandbox, place.script(text)) as process:
+            await witness.wait_for("ready")
+            process.terminate()
+            assert sandbox.read_exit(await process.wait()).code == 9
+        await witness.wait_until_all_are_gone()
+        # Partial logs are what the time is given for.
+        assert (place.root / "written").read_text() == "written\n"
+
+    @pytest.mark.parametrize("leave_by", ["exit", "exception", "cancellation"])
+    async def test_leaving_leaves_nothing(  # RUN-22
+        self,
+        strategy: spi.ExecutionStrategy,
+        sandbox: spi.Sandbox,
+        place: Workplace,
+        home: Path,
+        *,
+        witness: Witness,
+        leave_by: str,
+    ) -> None:
+        before = traces(home / "one")
+        text = f"exec 9>'{witness.path}'; trap '' TERM; sleep 1000 & echo ready >&9; sleep 1000"
+
+        async def live() -> None:
+            async with start_enclosed(strategy, sandbox, place.script(text)):
+                await witness.wait_for("ready")
+                if leave_by == "exception":
+                    raise KeyError
+                if leave_by == "cancellation":
+                    nursery.cancel_scope.cancel()
+                    await trio.sleep_forever()
+
+        if leave_by == "exception":
+            with pytest.raises(KeyError):
+                await live()
+        else:
+            async with trio.open_nursery() as nursery:
+                await live()
+        await witness.wait_until_all_are_gone()
+        assert traces(home / "one") == before
+
+    async def test_an_enclosure_in_which_nothing_runs_leaves_nothing(
+        self, sandbox: spi.Sandbox, place: Workplace, home: Path
+    ) -> None:
+        before = traces(home / "one")
+        async with sandbox.enclose(place.spec("true")):
+            pass
+        assert traces(home / "one") == before
+
+    async def test_a_storm_of_cancellations_leaves_nothing(
+        self,
+        strategy: spi.ExecutionStrategy,
+        sandbox: spi.Sandbox,
+        place: Workplace,
+        home: Path,
+        *,
+        witness: Witness,
+    ) -> None:
+        before = traces(home / "one")
+        text = f"exec 9>'{witness.path}'; (sleep 1000 & sleep 1000) & sleep 1000"
+
+        async def run_and_cancel(patience_seconds: float) -> None:
+            with trio.move_on_after(patience_seconds):
+                await run_enclosed(strategy, sandbox, place.script(text))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                # Scattered: from before the start until long after it.
+                nursery.start_soon(run_and_cancel, number * 37 % 60 / 100)
+        await witness.wait_until_all_are_gone()
+        assert traces(home / "one") == before
+
+
+class IsolationLaws(_Fixtures):
+    """What holds of a sandbox that isolates. Define ``sandbox``, without network, and ``strategy``.
+
+    Reading what is not there and being refused are the same to these laws, as are a write that
+    fails and one that vanishes.
+    """
+
+    @pytest.fixture
+    def secret(self, tmp_path: Path) -> Path:
+        """A file of the server's that anybody on the machine may read."""
+        path = tmp_path / "stoker.toml"
+        path.write_text(_SECRET)
+        path.chmod(0o644)
+        return path
+
+    async def test_files_of_the_server_cannot_be_read(  # ISO-07
+        self,
+        strategy: spi.ExecutionStrategy,
+        sandbox: spi.Sandbox,
+        place: Workplace,
+        secret: Path,
+    ) -> None:
+        (place.root / "link").symlink_to(secret)
+        (place.root / "up").symlink_to("../" * 30 + str(secret).lstrip("/"))
+        script = place.script('cat link; cat up; cat "$1"; cat /proc/*/root/"$1"', str(secret))
+        await run_enclosed(strategy, sandbox, script)
+        assert _SECRET not in place.stdout.read_text()
+
+    async def test_a_working_directory_that_leads_out_leads_nowhere(
+        self,
+        strategy: spi.ExecutionStrategy,
+        sandbox: spi.Sandbox,
+        place: Workplace,
+        secret: Path,
+    ) -> None:
+        (place.root / "out").symlink_to(secret.parent)
+        spec = place.spec("cat", secret.name, working_directory="out")
+        with suppress(spi.FailedPrecondition):
+            assert await run_enclosed(strategy, sandbox, spec) != spi.Exit(0)
+        assert _SECRET not in place.stdout.read_text()
+
+    async def test_another_root_cannot_be_seen(  # ISO-07
+        self,
+        strategy: spi.ExecutionStrategy,
+        sandbox: spi.Sandbox,
+        place: Workplace,
+        other_place: Workplace,
+    ) -> None:
+        (other_place.root / "input").write_text(_SECRET)
+        witness = witness_in(other_place.spec("true"))
+        text = f"exec 9>'{witness.path}'; echo ready >&9; sleep 1000"
+        async with start_enclosed(strategy, sandbox, other_place.script(text)):
+            await witness.wait_for("ready")
+            script = place.script(
+                'cat "$1/input"; ls "$1"; ls "$(dirname "$(dirname "$1")")"; '
+                "cat /proc/[0-9]*/root/input /proc/[0-9]*/cwd/input",
+                str(other_place.root),
+            )
+            await run_enclosed(strategy, sandbox, script)
+        witness.close()
+        seen = place.stdout.read_text()
+        assert _SECRET not in seen
+        assert "input" not in seen
+        assert "other" not in seen
+
+    async def test_other_processes_cannot_be_seen_nor_reached(
+        self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, place: Workplace
+    ) -> None:
+        sleeper = await trio.lowlevel.open_process(["sleep", "1000"], env={"SERVERS": _SECRET})
+        async with _killed_at_last(sleeper) as process:
+            script = place.script(
+                'cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline; kill -9 "$1" && : > killed',
+                str(process.pid),
+            )
+            await run_enclosed(strategy, sandbox, script)
+            assert process.poll() is None
+        seen = place.stdout.read_text()
+        assert _SECRET not in seen
+        assert not (place.root / "killed").exists()
+
+    async def test_writes_elsewhere_fail_or_vanish(  # ISO-07
+        self,
+        strategy: spi.ExecutionStrategy,
+        sandbox: spi.Sandbox,
+        place: Workplace,
+        secret: Path,
+    ) -> None:
+        folders = ["/", "/usr", "/usr/bin", "/etc", "/var/tmp", "/tmp", "/dev/shm", "/run"]  # noqa: S108  # to be private
+        targets = [str(Path(folder, "stoker-was-here")) for folder in folders]
+        targets += [str(secret), str(secret.parent / "stoker-was-here")]
+        script = place.script('for path; do echo spoilt > "$path"; done; rm -f "$@"', *targets)
+        await run_enclosed(strategy, sandbox, script)
+        assert _contents(*targets) == {str(secret): _SECRET}
+
+    async def test_kernel_settings_cannot_be_written(
+        self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, place: Workplace
+    ) -> None:
+        # A write of nothing, so that a broken sandbox does no harm. To the kernel, user 0 of a
+        # namespace of users may well be the machine's.
+        script = place.script(
+            "for path in /proc/sys/kernel/core_pattern /proc/sys/vm/drop_caches "
+            "/proc/sysrq-trigger /proc/irq/default_smp_affinity; do "
+            "test -e $path && (: >> $path) && echo writable $path; done"
+        )
+        await run_enclosed(strategy, sandbox, script)
+        assert place.stdout.read_text() == ""
+
+    @pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])  # noqa: S108  # to be private
+    async def test_shared_folders_are_private(  # ISO-08
+        self,
+        strategy: spi.ExecutionStrategy,
+        sandbox: spi.Sandbox,
+        place: Workplace,
+        other_place: Workplace,
+        *,
+        tmp_path: Path,
+        folder: str,
+    ) -> None:
+        name = f"{folder}/stoker-{tmp_path.name}-{os.getpid()}"
+        made = await run_enclosed(strategy, sandbox, place.script('echo 1 > "$1"', name))
+        assert made == spi.Exit(0)
+        assert _contents(name) == {}
+        # And a second one sees nothing of the first. (RUN-25)
+        exit_ = await run_enclosed(strategy, sandbox, other_place.script('test -e "$1"', name))
+        assert exit_ == spi.Exit(1)
+
+    async def test_there_is_no_network_but_loopback(  # ISO-05
+        self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, place: Workplace
+    ) -> None:
+        await run_enclosed(strategy, sandbox, place.script("cat /proc/net/dev"))
+        lines = place.stdout.read_text().splitlines()[2:]
+        assert [line.split(":")[0].strip() for line in lines] == ["lo"]
+
+    async def test_loopback_works_and_is_private(  # ISO-05
+        self, strategy: spi.ExecutionStrategy, sandbox: spi.Sandbox, place: Workplace
+    ) -> None:
+        if not _contents("/usr/bin/python3"):
+            pytest.skip("no program at hand that opens sockets")
+        with socket.create_server(("127.0.0.1", 0)) as outside:
+            program = (
+                "import socket, sys\n"
+                "inside = socket.create_server(('127.0.0.1', 0))\n"
+                "socket.create_connection(inside.getsockname()).close()\n"
+                "print('loopback works')\n"
+                "socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
+                "print('reached the machine')\n"
+            )
+            port = str(outside.getsockname()[1])
+            await run_enclosed(
+                strategy, sandbox, place.spec("/usr/bin/python3", "-c", program, port)
+            )
+        assert place.stdout.read_text() == "loopback works\n"
+
+    async def test_a_complete_daemon_is_ended(  # RUN-22
+        self,
+        strategy: spi.ExecutionStrategy,
+        sandbox: spi.Sandbox,
+        place: Workplace,
+        witness: Witness,
+    ) -> None:
+        # A session of its own, and no parent: what a strategy alone may not find.
+        daemon = '(exec 9>"$0"; setsid sh -c \'(trap "" TERM; echo ready >&9; sleep 1000) &\')'
+        script = place.spec("sh", "-c", f"{daemon}; sleep 1000", str(witness.path))
+        async with start_enclosed(strategy, sandbox, script):
+            await witness.wait_for("ready")
+        await witness.wait_until_all_are_gone()
+
+    async def test_files_that_belong_to_the_server_cannot_be_changed(  # RUN-02
+        self,
+        strategy: spi.ExecutionStrategy,
+        sandbox: spi.Sandbox,
+        place: Workplace,
+        tmp_path: Path,
+    ) -> None:
+        if not sandbox.protects_inputs:
+            pytest.skip("this sandbox leaves it to the strategy to protect inputs, or to copies")
+        if strategy.user is not None:
+            pytest.skip("another user cannot change them, whatever the sandbox")
+        names = ["append", "truncate", "chmod", "touch", "link", "replace", "remove", "map"]
+        blobs = {name: tmp_path / f"blob-{name}" for name in names}
+        for name, blob in blobs.items():
+            blob.write_text(name)
+            blob.chmod(0o444)
+            (place.root / name).hardlink_to(blob)
+        before = {name: _state(blob) for name, blob in blobs.items()}
+        script = place.script(
+            "chmod 644 *; echo more >> append; : > truncate; chmod 777 chmod; "
+            "touch -d 2001-01-01 touch; ln link linked; echo more >> linked; "
+            "echo new > other; mv -f other replace; rm -f remove; mv map moved; echo more >> moved"
+        )
+        assert await run_enclosed(strategy, sandbox, script) == spi.Exit(0)
+        assert {name: _state(blob) for name, blob in blobs.items()} == before
+        # What the action did is there all the same, in files of its own.
+        assert (place.root / "append").read_text() == "appendmore\n"
+        assert (place.root / "truncate").read_text() == ""
+        assert (place.root / "chmod").stat().st_mode & 0o777 == 0o777
+        assert (place.root / "touch").stat().st_mtime < 1_000_000_000
+        assert (place.root / "linked").samefile(place.root / "link")
+        assert (place.root / "replace").read_text() == "new\n"
+        assert not (place.root / "remove").exists()
+        assert (place.root / "moved").read_text() == "mapmore\n"
+
+
+def _contents(*paths: str) -> dict[str, str]:
+    """What is in those of the files that are there."""
+    there = [Path(path) for path in paths if Path(path).exists()]
+    return {str(path): path.read_text(errors="replace") for path in there}
+
+
+def _state(path: Path) -> tuple[object, ...]:
+    # The number of links, and with it the time of change, is the server's own doing.
+    status = path.stat()
+    facts = (status.st_ino, status.st_mode, status.st_uid, status.st_size, status.st_mtime_ns)
+    return (path.read_bytes(), *facts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,8 +18,10 @@ from typing import NamedTuple
 
 from stoker.digest import Digest
 from stoker.errors import DataLoss
-from stoker.execution.arrangement import Form
+from stoker.execution.arrangement import DEFAULT_MTIME_NS, Form
 from stoker.spi import ProcessUser
+
+_INPUT_MTIME = DEFAULT_MTIME_NS // 10**9
 
 _NO_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 
@@ -85,17 +88,31 @@ def write_file(target: Target, fill: Callable[[int], None]) -> os.stat_result:
         raise
 
 
-def link_file(target: Target, source: str) -> None:
-    """Lay out one file as a hard link to `source`. Raises OSError, and has done nothing then."""
-    if not target.replaces:
-        os.link(source, target.name, dst_dir_fd=target.folder)
-        return
+def link_file(target: Target, source: str) -> int:
+    """Lay out one file as a hard link to `source`. Returns the number of its inode.
+
+    Raises OSError, and has done nothing then: FileNotFoundError also where `source` is not what
+    it should be.
+    """
+    name, folder, form, replaces, _ = target
     part = _part_name(target)
-    os.link(source, part, dst_dir_fd=target.folder)
-    os.rename(part, target.name, src_dir_fd=target.folder, dst_dir_fd=target.folder)
-    # Renaming one name of a file to another of its names does nothing.
-    with suppress(FileNotFoundError):
-        os.unlink(part, dir_fd=target.folder)
+    os.link(source, part, dst_dir_fd=folder)
+    status = os.stat(part, dir_fd=folder, follow_symlinks=False)
+    if not is_input(status, form.digest.size_bytes):
+        os.unlink(part, dir_fd=folder)
+        raise FileNotFoundError(errno.ENOENT, "it holds something else", source)
+    if replaces:
+        os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+        # Renaming one name of a file to another of its names does nothing.
+        with suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=folder)
+    return status.st_ino
+
+
+def is_input(status: os.stat_result, size_bytes: int) -> bool:
+    """Whether a file that was linked has the size of its blob, and the time of inputs."""
+    # In whole seconds, as nanoseconds are two numbers and a sum. Nothing depends on the rest.
+    return status.st_size == size_bytes and status[stat.ST_MTIME] == _INPUT_MTIME
 
 
 def _part_name(target: Target) -> str:

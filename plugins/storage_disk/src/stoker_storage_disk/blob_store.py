@@ -17,6 +17,7 @@ from pathlib import Path
 import trio
 
 from stoker.spi import (
+    DIGEST_FUNCTIONS,
     BlobNotFound,
     BlobPaths,
     BlobReader,
@@ -39,6 +40,8 @@ from stoker_storage_disk.room import COPY_SUFFIX, NotCountedYet
 from stoker_storage_disk.scrubbing import open_findings
 from stoker_storage_disk.upkeep import Upkeep
 from stoker_storage_disk.writing import DiskUpload, DiskWriter
+
+_FOLDERS = {function: function.name.lower() for function in DIGEST_FUNCTIONS}
 
 # How many small blobs are published in one step, for the price of one entry in the index.
 _BATCH = 256
@@ -96,6 +99,14 @@ class DiskBlobStore(BlobStore):
         """The blobs' own files, of mode 0444 and 2000-01-01. Hard links to them are welcome."""
         with self._pins() as pins:
             yield await self._threads.read(self._paths, digests, pins)
+
+    @asynccontextmanager
+    async def open_locations(
+        self, digests: Collection[Digest]
+    ) -> AsyncIterator[Mapping[Digest, str]]:
+        """Where the blobs' own files are if they are there, which counts as use of them."""
+        with self._pins() as pins:
+            yield await self._threads.read(self._locations, digests, pins)
 
     @asynccontextmanager
     async def open_executable_paths(
@@ -218,6 +229,16 @@ class DiskBlobStore(BlobStore):
                 present.add(name)
         return self._located(names, present, COPY_SUFFIX)
 
+    def _locations(self, digests: Collection[Digest], pins: Pins) -> Mapping[Digest, str]:
+        names = [blob_name(digest) for digest in digests]
+        top = self._files.folder.absolute("")
+        locations = {digest: top + name for digest, name in zip(digests, names, strict=True)}
+        condemned = self._files.use_unseen(names, pins)
+        if condemned:
+            gone = {top + name for name in condemned}
+            return {digest: path for digest, path in locations.items() if path not in gone}
+        return locations
+
     def _make_copy(self, name: str, size_bytes: int) -> bool:
         try:
             return self._files.make_copy(name, size_bytes)
@@ -304,5 +325,5 @@ class DiskBlobStore(BlobStore):
 def blob_name(digest: Digest) -> str:
     """The name of a blob's file."""
     # The size is part of it: a known hash with another size is another file (GEN-03).
-    hash_ = digest.hash
-    return f"{digest.function.name.lower()}/{hash_[:2]}/{hash_}-{digest.size_bytes}"
+    hash_, size_bytes, function = digest
+    return f"{_FOLDERS[function]}/{hash_[:2]}/{hash_}-{size_bytes}"

@@ -1,7 +1,8 @@
 """A pytest plugin: which conformance checks the tests make, and whether they hold.
 
 A test names checks in its source, as ``# BSW-09`` or ``# GTR-01…03, 08``. After a run with
-``--conformance`` a table tells every check of `conformance.toml`.
+``--conformance`` a table tells every check of `conformance.toml`. What is a decision or a matter of
+quality (D and P) may be told in docs/decisions in place of a test.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import NamedTuple
 import pytest
 
 _CHECKS = Path(__file__).with_name("conformance.toml")
+_DECISIONS = Path(__file__).parent.parent / "docs" / "decisions"
+_DECIDABLE = frozenset("DP")
 _NAMED = re.compile(r"\b([A-Z]{3})-(\d\d(?:(?:, | and |/|…)(?:\1-)?\d\d\b(?!-))*)")
 _PROPERTY = "conformance"
 _RANGE = re.compile(r"(\d\d)(?:…(?:[A-Z]{3}-)?(\d\d))?")
@@ -64,11 +67,18 @@ def checks_named_in(source: str) -> Iterator[Check]:
                 yield Check(letters, number)
 
 
+def checks_decided() -> set[str]:
+    """The checks that docs/decisions names."""
+    texts = (path.read_text(encoding="utf-8") for path in _DECISIONS.glob("*.md"))
+    return {str(check) for text in texts for check in checks_named_in(text)}
+
+
 class Report:
     """Collects what became of the tests of each check."""
 
     def __init__(self) -> None:
         self._outcomes: dict[str, set[str]] = defaultdict(set)
+        self._decided = checks_decided()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
@@ -89,24 +99,27 @@ class Report:
             terminalreporter.write_line(line)
 
     def _table(self, groups: Mapping[str, Group]) -> Iterator[str]:
-        yield f"{'section':>7}  {'checks':<34}{'hold':>5}{'fail':>5}  no test (D and P may be docs)"
+        yield f"{'section':>7}  {'checks':<34}{'hold':>5}{'fail':>5}{'told':>5}  neither"
         for letters, group in groups.items():
             states: dict[str, list[str]] = defaultdict(list)
             for number, strength in sorted(group.strengths.items()):
-                state = self._state(str(Check(letters, number)))
+                state = self._state(Check(letters, number), strength)
                 states[state].append(f"{number:02}{strength}")
             yield (
                 f"{group.section:>7}  {letters + ' ' + group.about:<34}"
-                f"{len(states['hold']):>5}{len(states['fail']):>5}  {' '.join(states['none'])}"
+                f"{len(states['hold']):>5}{len(states['fail']):>5}{len(states['told']):>5}"
+                f"  {' '.join(states['none'])}"
             )
             if states["fail"]:
                 yield f"         failing: {' '.join(states['fail'])}"
 
-    def _state(self, check: str) -> str:
-        outcomes = self._outcomes.get(check, set())
+    def _state(self, check: Check, strength: str) -> str:
+        outcomes = self._outcomes.get(str(check), set())
         if "failed" in outcomes:
             return "fail"
-        return "hold" if "passed" in outcomes else "none"
+        if "passed" in outcomes:
+            return "hold"
+        return "told" if strength in _DECIDABLE and str(check) in self._decided else "none"
 
 
 def _source_of(item: pytest.Item) -> str:

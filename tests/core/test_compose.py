@@ -212,6 +212,7 @@ async def test_a_server_that_stops_drains_and_says_so(
     assert [response.status.code for response in ended] == [0]
 
 
+@pytest.mark.slow
 async def test_patience_ends_when_it_is_told_to(catalogue: Catalogue, tmp_path: Path) -> None:
     document = {**DOCUMENT, "server": {"listen": ["127.0.0.1:0"], "drain_seconds": 1e6}}
     document["executors"] = {"one": {**EXECUTOR, "sandbox": "none"}}

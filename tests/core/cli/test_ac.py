@@ -118,6 +118,7 @@ def file_results(address: str) -> None:
             )
 
 
+@pytest.mark.slow
 def test_results_are_shown_and_purged(house: House) -> None:  # ACU-12
     with house.serving() as address:
         file_results(address)

@@ -33,6 +33,7 @@ async def cas(tmp_path: Path) -> AsyncIterator[Stoker]:
         yield run
 
 
+@pytest.mark.slow
 async def test_what_was_put_can_be_found_and_got(cas: Stoker, tmp_path: Path) -> None:
     contents = [b"one", b"", b"one", os.urandom(6_000_000)]
     files = [tmp_path / str(number) for number in range(len(contents))]

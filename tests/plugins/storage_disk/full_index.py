@@ -11,12 +11,13 @@ import trio
 from stoker import spi
 from stoker.spi import SHA256, StorageFull
 from stoker.testing.blob_store_laws import blob
-from stoker_storage_disk import DiskSettings, stoker_blob_stores
-from stoker_storage_disk.ledger import MANY
+from stoker_storage_disk import DiskSettings, ledger, stoker_blob_stores
 
 DISK = Path(sys.argv[1])
-# As many that they have to be noted at once, which takes room.
-BLOBS = {SHA256.digest(b"%d" % number): b"%d" % number for number in range(MANY + 1)}
+# As many uses that they have to be noted at once, which takes room. Fewer than with the true
+# bound: what matters is that it is passed.
+ledger.MANY = 2_000
+BLOBS = {SHA256.digest(b"%d" % number): b"%d" % number for number in range(ledger.MANY + 1)}
 
 
 def fill_disk() -> Path:

@@ -352,7 +352,7 @@ async def test_folders_of_others_are_synced_too(
 # --- trouble
 
 
-@pytest.mark.parametrize(("program", "size"), [("full_disk.py", "1m"), ("full_index.py", "128m")])
+@pytest.mark.parametrize(("program", "size"), [("full_disk.py", "1m"), ("full_index.py", "32m")])
 def test_full_disk_refuses_writes_and_goes_on_reading(
     tmp_path: Path, program: str, size: str
 ) -> None:

@@ -21,7 +21,9 @@ from stoker.errors import DataLoss
 from stoker.execution.arrangement import DEFAULT_MTIME_NS, Form
 from stoker.spi import ProcessUser
 
-_INPUT_MTIME = DEFAULT_MTIME_NS // 10**9
+# In whole seconds: a `stat_result` has that at hand, and has to work out the nanoseconds.
+INPUT_MTIME = DEFAULT_MTIME_NS // 10**9
+"""What the time of a file that may be linked begins with."""
 
 _NO_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 
@@ -98,7 +100,7 @@ def link_file(target: Target, source: str) -> int:
     part = _part_name(target)
     os.link(source, part, dst_dir_fd=folder)
     status = os.stat(part, dir_fd=folder, follow_symlinks=False)
-    if not is_input(status, form.digest.size_bytes):
+    if status.st_size != form.digest.size_bytes or status[stat.ST_MTIME] != INPUT_MTIME:
         os.unlink(part, dir_fd=folder)
         raise FileNotFoundError(errno.ENOENT, "it holds something else", source)
     if replaces:
@@ -107,12 +109,6 @@ def link_file(target: Target, source: str) -> int:
         with suppress(FileNotFoundError):
             os.unlink(part, dir_fd=folder)
     return status.st_ino
-
-
-def is_input(status: os.stat_result, size_bytes: int) -> bool:
-    """Whether a file that was linked has the size of its blob, and the time of inputs."""
-    # In whole seconds, as nanoseconds are two numbers and a sum. Nothing depends on the rest.
-    return status.st_size == size_bytes and status[stat.ST_MTIME] == _INPUT_MTIME
 
 
 def _part_name(target: Target) -> str:

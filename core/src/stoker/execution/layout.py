@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from stat import ST_MTIME
 from typing import NamedTuple
 
 import structlog
@@ -24,15 +25,16 @@ from stoker.execution.arrangement import (
     FileState,
     FolderChange,
     Form,
+    LaidFolder,
     form_of,
 )
 from stoker.execution.cleaning import stamp_folder, state_of
 from stoker.execution.disk import write_all
 from stoker.execution.input_files import (
+    INPUT_MTIME,
     PartialFile,
     Target,
     copy_bytes,
-    is_input,
     link_file,
     open_source,
     write_file,
@@ -156,17 +158,18 @@ class Layout:
                 self.distant.append(DistantFile(change, place, name, file))
             if self._is_long():
                 yield
-        if change.laid.stamp is None:
-            self._settle(descriptor)
-        stamp_folder(descriptor, change.laid)
+        self._stamp(descriptor, change.laid)
 
-    def _settle(self, descriptor: int) -> None:
-        """Give a new folder its user and mode: last, as the umask, and who has nobody's folder
-        to himself, need not care before."""
-        if self._policy.user is not None:
+    def _stamp(self, descriptor: int, laid: LaidFolder) -> None:
+        is_new = laid.stamp is None
+        if is_new and self._policy.user is not None:
             os.fchown(descriptor, *self._policy.user)
-        if stat.S_IMODE(os.fstat(descriptor).st_mode) != FOLDER_MODE:
+        stamp_folder(descriptor, laid)
+        assert laid.stamp is not None, "it was taken just now"
+        # The umask may have taken something away, or the top may be somebody else's work.
+        if is_new and stat.S_IMODE(laid.stamp.mode) != FOLDER_MODE:
             os.fchmod(descriptor, FOLDER_MODE)
+            stamp_folder(descriptor, laid)
 
     def _arrange(self, change: FolderChange, descriptor: int) -> None:
         for name in change.remove:
@@ -201,7 +204,7 @@ class Layout:
                     # The long way knows what to do about it.
                     pass
                 else:
-                    if is_input(status, digest.size_bytes):
+                    if status.st_size == digest.size_bytes and status[ST_MTIME] == INPUT_MTIME:
                         held[name] = status.st_ino
                         continue
                     os.unlink(name, dir_fd=descriptor)

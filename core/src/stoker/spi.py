@@ -85,6 +85,7 @@ __all__ = [
     "ProcessSpec",
     "ProcessUser",
     "Limits",
+    "Locate",
     "Exit",
     "ResourceUsage",
     "Sandbox",
@@ -267,6 +268,17 @@ class BlobPaths(Mapping[Digest, Path]):
         return len(self._locations)
 
 
+Locate = Callable[[Digest], str | None]
+"""Where the file is that holds a blob, or would be; None if there is none on this machine."""
+
+
+def locate_in(paths: Mapping[Digest, Path]) -> Locate:
+    """Files that are known, as `BlobStore.open_locations` tells them."""
+    if isinstance(paths, BlobPaths):
+        return paths.locations.get
+    return {digest: os.fspath(path) for digest, path in paths.items()}.get
+
+
 class BlobStore(abc.ABC):
     """Blobs by content. Calls may overlap freely, also on one digest.
 
@@ -378,10 +390,8 @@ class BlobStore(abc.ABC):
         """
         return _no_paths(digests)
 
-    def open_locations(
-        self, digests: Collection[Digest]
-    ) -> AbstractAsyncContextManager[Mapping[Digest, str]]:
-        """As `open_paths`, but nobody need have looked.
+    def open_locations(self, digests: Collection[Digest]) -> AbstractAsyncContextManager[Locate]:
+        """As `open_paths`, but nobody need have looked. Of other digests nothing may be asked.
 
         A file may be absent or of another size, or have another time, all the same: whoever uses
         it looks, and asks `open_paths` where something is wrong, which sees to it. For ten
@@ -420,14 +430,9 @@ async def _unkept_upload(store: BlobStore, digest: Digest, _: str) -> AsyncItera
 
 
 @asynccontextmanager
-async def _locations(
-    store: BlobStore, digests: Collection[Digest]
-) -> AsyncIterator[Mapping[Digest, str]]:
+async def _locations(store: BlobStore, digests: Collection[Digest]) -> AsyncIterator[Locate]:
     async with store.open_paths(digests) as paths:
-        if isinstance(paths, BlobPaths):
-            yield paths.locations
-        else:
-            yield {digest: os.fspath(path) for digest, path in paths.items()}
+        yield locate_in(paths)
 
 
 @asynccontextmanager

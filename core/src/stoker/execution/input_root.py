@@ -27,7 +27,7 @@ from stoker.execution.cleaning import Cleaning
 from stoker.execution.disk import on_disk, write_all
 from stoker.execution.layout import DistantFile, Layout, Policy, Sources
 from stoker.execution.removal import empty_folder, remove_tree
-from stoker.spi import BlobPaths, BlobStore, ProcessUser
+from stoker.spi import BlobStore, ProcessUser, locate_in
 from stoker.storage.input_tree import InputDirectory, InputTree
 
 _DOING = "laying out inputs:"
@@ -183,13 +183,13 @@ class InputRoot:
     async def _carry_out(self, layout: Layout, plain: Set[Digest], executable: Set[Digest]) -> None:
         async with (
             self._programs(executable) as programs,
-            self._blobs.open_locations(plain | (executable - programs.keys())) as locations,
+            self._blobs.open_locations(plain | (executable - programs.keys())) as locate,
         ):
-            await _do(layout.run(Sources(locations, programs)))
+            await _do(layout.run(Sources(locate, locate_in(programs))))
         if layout.distant:
             digests = {file.file.digest for file in layout.distant}
             async with self._blobs.open_paths(digests) as paths:
-                await _do(layout.try_again(Sources(_texts(paths), {})))
+                await _do(layout.try_again(Sources(locate_in(paths), _nowhere)))
         missing = await self._write_small(layout, filter(_is_small, layout.distant))
         for file in layout.distant:
             if not _is_small(file):
@@ -198,12 +198,12 @@ class InputRoot:
             raise InputsMissing(list(dict.fromkeys(missing)))
 
     @asynccontextmanager
-    async def _programs(self, digests: Collection[Digest]) -> AsyncIterator[Mapping[Digest, str]]:
+    async def _programs(self, digests: Collection[Digest]) -> AsyncIterator[Mapping[Digest, Path]]:
         if not digests:
             yield {}
             return
         async with self._blobs.open_executable_paths(digests) as paths:
-            yield _texts(paths)
+            yield paths
 
     async def _write_small(self, layout: Layout, files: Iterable[DistantFile]) -> list[Digest]:
         """Write files whose blobs fit into memory. Returns the digests that were not found."""
@@ -237,10 +237,8 @@ async def _do(work: Iterator[None]) -> None:
         pass
 
 
-def _texts(paths: Mapping[Digest, Path]) -> Mapping[Digest, str]:
-    if isinstance(paths, BlobPaths):
-        return paths.locations
-    return {digest: os.fspath(path) for digest, path in paths.items()}
+def _nowhere(_: Digest) -> None:
+    pass
 
 
 def _is_whole(laid: LaidFolder, beyond: Folders) -> bool:

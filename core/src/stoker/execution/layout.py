@@ -41,7 +41,7 @@ from stoker.execution.input_files import (
 )
 from stoker.execution.open_folders import OpenFolders
 from stoker.execution.removal import remove_entry
-from stoker.spi import ProcessUser
+from stoker.spi import Locate, ProcessUser
 from stoker.storage.input_tree import FileEntry
 
 _log = structlog.get_logger(__name__)
@@ -85,22 +85,22 @@ class DistantFile(NamedTuple):
 class Sources(NamedTuple):
     """Files of this machine that hold blobs."""
 
-    plain: Mapping[Digest, str]
+    plain: Locate
     """Where they would be: nobody need have looked."""
-    executable: Mapping[Digest, str]
+    executable: Locate
 
     def path(self, form: Form) -> str | None:
         """The file to make a link to, or a copy of."""
         if form.mode == LINKED_EXECUTABLE_MODE:
-            found = self.executable.get(form.digest)
+            found = self.executable(form.digest)
             if found is not None:
                 return found
-        return self.plain.get(form.digest)
+        return self.plain(form.digest)
 
     def can_link(self, form: Form) -> bool:
         """Whether the file at `path` looks as wanted."""
         return form.is_linkable and (
-            form.mode != LINKED_EXECUTABLE_MODE or form.digest in self.executable
+            form.mode != LINKED_EXECUTABLE_MODE or self.executable(form.digest) is not None
         )
 
 
@@ -190,12 +190,16 @@ class Layout:
         if not self._policy.link:
             return change.files.items()
         rest = []
-        plain, programs = sources.plain.get, sources.executable.get
+        plain, programs = sources
         held, replaced, link, look = change.laid.files, change.replaced, os.link, os.stat
         for name, file in change.files.items():
             digest, is_executable, _, mtime_ns, unix_mode = file
-            source = programs(digest) if is_executable else plain(digest)
-            if source and mtime_ns is None and unix_mode is None and name not in replaced:
+            size_bytes = digest.size_bytes
+            is_plain = mtime_ns is None and unix_mode is None and name not in replaced
+            source = None
+            if size_bytes and is_plain:
+                source = programs(digest) if is_executable else plain(digest)
+            if source:
                 try:
                     link(source, name, dst_dir_fd=descriptor)
                     # A short name in a folder that is in use: half of the price of `source`.
@@ -204,7 +208,7 @@ class Layout:
                     # The long way knows what to do about it.
                     pass
                 else:
-                    if status.st_size == digest.size_bytes and status[ST_MTIME] == INPUT_MTIME:
+                    if status.st_size == size_bytes and status[ST_MTIME] == INPUT_MTIME:
                         held[name] = status.st_ino
                         continue
                     os.unlink(name, dir_fd=descriptor)

@@ -107,7 +107,7 @@ class ExistenceBlobStore(BlobStore):
 
     def open_locations(
         self, digests: Collection[Digest]
-    ) -> AbstractAsyncContextManager[Mapping[Digest, str]]:
+    ) -> AbstractAsyncContextManager[spi.Locate]:
         return self._inner.open_locations(digests)
 
     def open_executable_paths(

@@ -70,7 +70,7 @@ class ReadOnlyBlobStore(spi.BlobStore):
 
     def open_locations(
         self, digests: Collection[Digest]
-    ) -> AbstractAsyncContextManager[Mapping[Digest, str]]:
+    ) -> AbstractAsyncContextManager[spi.Locate]:
         return self._inner.open_locations(digests)
 
     def open_executable_paths(

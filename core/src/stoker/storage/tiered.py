@@ -142,7 +142,7 @@ class TieredBlobStore(BlobStore):
 
     def open_locations(
         self, digests: Collection[Digest]
-    ) -> AbstractAsyncContextManager[Mapping[Digest, str]]:
+    ) -> AbstractAsyncContextManager[spi.Locate]:
         return self._near.open_locations(digests)
 
     def open_executable_paths(

@@ -39,8 +39,11 @@ class BoundedFolder(Room):
             self.folder.give_input_time(name, facts)
         return found.keys()
 
-    def use_unseen(self, names: Collection[str], pins: Pins) -> Set[str]:
-        """Pin files, present or not, which count as used. Returns those about to be removed."""
+    def use_unseen(self, names: Set[str], pins: Pins) -> Set[str]:
+        """Pin files, present or not, which count as used. Returns those about to be removed.
+
+        `names` is kept, and must stay as it is.
+        """
         condemned = pins.add_used(names, now_ms())
         self.flush_if_overdue()
         return condemned

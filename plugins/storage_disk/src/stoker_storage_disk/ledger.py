@@ -16,24 +16,24 @@ class Pins:
     def __init__(
         self,
         pin: Callable[[Iterable[str]], set[str]],
-        pin_all: Callable[[dict[str, int]], Set[str]],
+        pin_all: Callable[[Set[str], int], Set[str]],
     ) -> None:
         self._pin = pin
         self._pin_all = pin_all
         self.names: set[str] = set()
-        self.batches: list[dict[str, int]] = []
+        self.batches: list[Set[str]] = []
 
     def add(self, *names: str) -> set[str]:
         """Pin these files too. Returns those pinned by now: the ones not condemned."""
         self.names |= self._pin(set(names) - self.names)
         return self.names.intersection(names)
 
-    def add_used(self, names: Iterable[str], used_ms: int) -> Set[str]:
-        """Pin many files too, as one, and note them as used. Returns those condemned, which
-        are not pinned."""
-        batch = dict.fromkeys(names, used_ms)
+    def add_used(self, batch: Set[str], used_ms: int) -> Set[str]:
+        """Pin many files too, and note them as used, at one stroke. `batch` is kept, and must
+        stay as it is. Returns those condemned, on which nobody should count."""
+        condemned = self._pin_all(batch, used_ms)
         self.batches.append(batch)
-        return self._pin_all(batch)
+        return condemned
 
 
 class Ledger:
@@ -52,11 +52,13 @@ class Ledger:
         self._stored_bytes = 0
         self._in_flight_bytes = 0
         self._pins: dict[str, int] = {}
-        self._batches: list[dict[str, int]] = []
+        self._batches: list[Set[str]] = []
         """Names that are pinned together: a count for each would take longer than looking here."""
         self._claims: dict[str, bool] = {}
         self._condemned: set[str] = set()
         self._touched: dict[str, int] = {}
+        self._used: list[tuple[Set[str], int]] = []
+        """As `_touched`, of names that were used together."""
         self._suspects: set[str] = set()
         self._changed = threading.Condition()
 
@@ -118,14 +120,11 @@ class Ledger:
                 self._pins[name] = self._pins.get(name, 0) + 1
             return pinned
 
-    def _pin_all(self, batch: dict[str, int]) -> Set[str]:
+    def _pin_all(self, batch: Set[str], used_ms: int) -> Set[str]:
         with self._changed:
-            condemned = self._condemned & batch.keys()
-            for name in condemned:
-                del batch[name]
             self._batches.append(batch)
-            self._touched.update(batch)
-            return condemned
+            self._used.append((batch, used_ms))
+            return {name for name in self._condemned if name in batch}
 
     def _unpin(self, pins: Pins) -> None:
         with self._changed:
@@ -137,6 +136,9 @@ class Ledger:
                 # Not by `remove`, which would compare their contents.
                 position = next(n for n, other in enumerate(self._batches) if other is batch)
                 del self._batches[position]
+
+    def _is_touched(self, name: str) -> bool:
+        return name in self._touched or any(name in batch for batch, _ in self._used)
 
     def _is_pinned(self, name: str) -> bool:
         return name in self._pins or any(name in batch for batch in self._batches)
@@ -170,7 +172,7 @@ class Ledger:
         with self._changed:
             if name in self._claims or self._is_pinned(name):
                 return False
-            if spare_touched and name in self._touched:
+            if spare_touched and self._is_touched(name):
                 return False
             self._touched.pop(name, None)
             self._claim(name, condemned=True)
@@ -210,17 +212,21 @@ class Ledger:
     @property
     def is_due(self) -> bool:
         """Whether there is anything to be noted in the index."""
-        return bool(self._touched or self._suspects)
+        return bool(self._touched or self._used or self._suspects)
 
     @property
     def is_overdue(self) -> bool:
         """Whether there is so much that it should not wait."""
-        return len(self._touched) >= MANY
+        with self._changed:
+            return len(self._touched) + sum(len(batch) for batch, _ in self._used) >= MANY
 
     def take_due(self) -> tuple[dict[str, int], list[str]]:
         """Files used, with the last time, and files to be suspected, since the last call."""
         with self._changed:
-            due = self._touched.copy(), [*self._suspects]
-            self._touched.clear()
-            self._suspects.clear()
-            return due
+            touched, self._touched = self._touched, {}
+            used, self._used = self._used, []
+            suspects, self._suspects = self._suspects, set()
+        # Not under the lock, as it takes a while.
+        for batch, used_ms in used:
+            touched.update((name, max(used_ms, touched.get(name, 0))) for name in batch)
+        return touched, [*suspects]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 
 from stoker_exec_local.launcher import cgroups
+from stoker_exec_local.launcher.kept import Kept, can_keep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from stoker_exec_local.launcher.messages import Start
 
+_MOST_IDLE = 16
 _PERIOD_MICROSECONDS = 100_000
 _SHORTEST_QUOTA_MICROSECONDS = 1_000
 # Memory is charged in batches: the peak may stay this much below a limit that was reached.
@@ -77,6 +79,8 @@ class Estate:
         """What all processes together may use, if that is bounded."""
         self.can_be_visited = False
         """Whether the launcher can go into groups and come back; see `try_homes`."""
+        self.idle: list[Kept] = []
+        """Groups of no process, as good as new."""
 
     def try_homes(self) -> None:
         """Find out whether the launcher may leave its groups: it may where it can come back."""
@@ -93,25 +97,24 @@ class Group:
 
     def __init__(self, estate: Estate, number: int, start: Start) -> None:
         self._start = start
-        self._max_memory_bytes = estate.max_memory_bytes
-        self._paths = [
-            (hierarchy, f"{hierarchy.path}/{number}")
-            for hierarchy in estate.hierarchies
-            if hierarchy.ends_processes or _is_needed(hierarchy, start)
-        ]
+        self._estate = estate
+        self._can_be_kept = estate.can_be_visited and _is_without_limits(start)
+        self._kept = estate.idle.pop() if self._can_be_kept and estate.idle else None
+        self._paths = self._kept.paths if self._kept else _paths(estate, number, start)
         self._left = [path for _, path in self._paths]
-        self._can_be_visited = estate.can_be_visited
 
     @property
     def can_be_visited(self) -> bool:
         """Whether the launcher can join and leave, so that what it starts is born here."""
-        return self._can_be_visited
+        return self._estate.can_be_visited
 
     def create(self, *, visited: bool) -> None:
         """Make the groups, with their limits. Raises OSError.
 
         With `visited` there is room for the launcher beside the process, until `settle`.
         """
+        if self._kept is not None:
+            return
         for hierarchy, path in self._paths:
             os.mkdir(path, 0o755)  # noqa: PTH102  # no pathlib here
             _limit(hierarchy, path, self._start, visitors=int(visited))
@@ -120,6 +123,9 @@ class Group:
 
     def join(self) -> None:
         """Take this process into the groups. Raises OSError."""
+        if self._kept is not None:
+            self._kept.join()
+            return
         for hierarchy, path in self._paths:
             cgroups.write(path, hierarchy.own_thread_file, "0")
 
@@ -147,13 +153,38 @@ class Group:
         """Kill what is there; to be repeated until `remove` tells of the end."""
         cgroups.kill(self._path_of_end())
 
+    def give_back(self) -> bool:
+        """Whether no process is left, after one that ended well: the groups may serve another."""
+        try:
+            is_kept = self._can_be_kept and self._keep()
+        except (OSError, ValueError):
+            is_kept = False
+        return is_kept or self.remove()
+
+    def _keep(self) -> bool:
+        idle = self._estate.idle
+        if len(idle) >= _MOST_IDLE or not can_keep(self._estate.hierarchies):
+            return False
+        if self._kept is None:
+            self._kept = Kept(self._paths)
+            self._kept.cpu_seconds()
+        if not self._kept.reset():
+            return False
+        idle.append(self._kept)
+        return True
+
     def remove(self) -> bool:
         """Whether no process is left, and no group."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
         self._left = [path for path in self._left if not cgroups.remove(path)]
         return not self._left
 
     def cpu_seconds(self) -> tuple[float, float] | None:
-        """User and system time, where a group counted it."""
+        """User and system time, where a group counted it. To be asked for once."""
+        if self._kept is not None:
+            return self._kept.cpu_seconds()
         path = self._path_of_end()
         text = cgroups.read(path, "cpu.stat").split()
         entries = dict(zip(text[::2], text[1::2], strict=False))
@@ -163,6 +194,8 @@ class Group:
 
     def peak_memory_bytes(self) -> int | None:
         """The most memory that was in use, where a group counted it."""
+        if self._kept is not None:
+            return self._kept.peak_memory_bytes()
         place = self._path("memory")
         if place is None:
             return None
@@ -179,7 +212,7 @@ class Group:
         place = self._path("memory")
         if place is None or not _oom_kills(*place):
             return ""
-        own, all_together = self._start.memory_bytes, self._max_memory_bytes
+        own, all_together = self._start.memory_bytes, self._estate.max_memory_bytes
         if own is not None and (
             all_together is None or own <= all_together or peak + _CHARGE_BATCH_BYTES >= own
         ):
@@ -205,6 +238,18 @@ class Group:
 
     def _path_of_end(self) -> str:
         return next(path for hierarchy, path in self._paths if hierarchy.ends_processes)
+
+
+def _paths(estate: Estate, number: int, start: Start) -> list[tuple[Hierarchy, str]]:
+    return [
+        (hierarchy, f"{hierarchy.path}/{number}")
+        for hierarchy in estate.hierarchies
+        if hierarchy.ends_processes or _is_needed(hierarchy, start)
+    ]
+
+
+def _is_without_limits(start: Start) -> bool:
+    return start.cpus is None and start.memory_bytes is None and start.processes is None
 
 
 def _is_needed(hierarchy: Hierarchy, start: Start) -> bool:

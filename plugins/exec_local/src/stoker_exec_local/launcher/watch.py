@@ -306,17 +306,19 @@ class Watch(Loop):
             return
         facts = _facts(command, status, usage)
         # Whoever has no descendants left needs no end.
-        is_gone = not command.is_ending and self._reap_rest(command)
+        is_gone = not command.is_ending and self._reap_rest(command, is_well=not facts[0])
         self._answers.append((messages.EXITED, command.number, *facts, is_gone))
         if is_gone:
             self._forget(command)
 
-    def _reap_rest(self, command: Command) -> bool:
+    def _reap_rest(self, command: Command, *, is_well: bool) -> bool:
         if command.group is None:
             try:
                 os.waitid(os.P_ALL, 0, _PEEK)
             except ChildProcessError:
                 self._is_childless = True
+        elif is_well:
+            return command.group.give_back()
         return self._is_gone(command)
 
     def _on_childless(self) -> None:

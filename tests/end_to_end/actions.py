@@ -73,6 +73,7 @@ def action_blobs(
     platform: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
     timeout_seconds: int | None = None,
+    do_not_cache: bool = True,
 ) -> tuple[Digest, dict[Digest, bytes]]:
     """An action's digest, and the blobs that are its own."""
     variables = [
@@ -85,7 +86,7 @@ def action_blobs(
     action = reapi.Action(
         command_digest=SHA256.digest(command).to_proto(),
         input_root_digest=root.to_proto(),
-        do_not_cache=True,
+        do_not_cache=do_not_cache,
         platform=reapi.Platform(
             properties=[
                 reapi.Platform.Property(name=name, value=value)

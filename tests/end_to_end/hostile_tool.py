@@ -256,8 +256,8 @@ def spy(places: list[str]) -> dict[str, str]:
         if text:
             seen[place] = text
         with suppress(OSError):
-            if os.path.isdir(place):
-                replace(f"{place}/planted")
+            if place.endswith("/root"):
+                replace_by_a_rename(f"{place}/planted")
     return seen
 
 

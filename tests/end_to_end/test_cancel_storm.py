@@ -6,7 +6,8 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,21 @@ from google.longrunning import operations_pb2
 from stoker.client import Operations, RemoteInstance, open_remote, stage_of
 from stoker.digest import SHA256, Digest
 from stoker.protos import remote_execution_pb2 as reapi
-from stoker.rpc import RpcError, open_channel
+from stoker.rpc import RpcError, StatusCode, open_channel
 
 from .actions import Tree, action_blobs
 from .isolation import isolating_toml, isolations
-from .remains import children, command_lines, descendants, descriptors, groups, marked, mounts, wait_ended
-from .server_process import ServerProcess, open_server_process
+from .remains import (
+    children,
+    command_lines,
+    descendants,
+    descriptors,
+    groups,
+    marked,
+    mounts,
+    wait_ended,
+)
+from .server_process import open_server_process
 from .test_hostile_actions import Place, open_place
 
 pytestmark = pytest.mark.slow
@@ -41,7 +51,7 @@ TOML = isolating_toml(
     slots=SLOTS,
     store=STORE,
     settings=f"limits.kept_roots = {KEPT_ROOTS}\nworkers.max_workers = {MAX_WORKERS}",
-).replace('[action_caches.main]\nkind = "disk"\npath = "actions"', '[action_caches.main]\nkind = "memory"')
+)
 
 # One that speaks JSON, and is slow at times.
 WORKER = b"""
@@ -217,9 +227,7 @@ def at_work(pid: int) -> dict[int, str]:
 
 def has_few_folders(place: Place) -> bool:
     bounds = {"actions": KEPT_ROOTS, "workers": MAX_WORKERS}
-    return all(
-        len(paths) <= bounds[name.split()[1]] for name, paths in folders(place).items()
-    )
+    return all(len(paths) <= bounds[name.split()[1]] for name, paths in folders(place).items())
 
 
 async def pinned(remote: RemoteInstance, blobs: set[Digest]) -> set[Digest]:
@@ -252,7 +260,10 @@ async def test_a_storm_leaves_nothing_behind() -> None:
                 for _ in range(AT_ONCE):
                     nursery.start_soon(storm.rage)
             print(ACTIONS, "actions in", time.monotonic() - began, "s:", storm.outcomes)
-            assert min(storm.outcomes[how] for how in ("exit code 0", "cancelled", "left")) > ACTIONS / 50
+            assert (
+                min(storm.outcomes[how] for how in ("exit code 0", "cancelled", "left"))
+                > ACTIONS / 50
+            )
             await fill_all_slots(remote)
         most = MAX_WORKERS * len(isolations())
 
@@ -282,3 +293,63 @@ async def test_a_storm_leaves_nothing_behind() -> None:
     assert marked(MARK) == {}
     assert groups(pid) == []
     assert mounts() == before
+
+
+async def test_nothing_outlives_a_server_that_is_killed() -> None:
+    # RUN-22, ISO-09, STO-02
+    before = mounts()
+    with open_place(TOML) as place:
+        pid = place.server.process.pid
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(storm_until_killed, place)
+            await wait_until(lambda: len(at_work(pid)) > 2 * SLOTS, lambda: at_work(pid))
+            below = descendants(pid)
+            place.server.kill()
+            # What was started in between has the mark.
+            below |= marked(MARK).keys()
+            assert await trio.to_thread.run_sync(wait_ended, below, PATIENCE_SECONDS) == set()
+            nursery.cancel_scope.cancel()
+        assert marked(MARK) == {}
+        assert groups(pid) == []
+        assert mounts() == before
+        lives = set(place.folder.glob("stoker-state/executors/*/life-*"))
+        assert lives
+        with open_server_process(place.folder, TOML) as server:
+            async with open_remote(server.address) as remote:
+                await fill_all_slots(remote)
+                storm = Storm(remote, seed=3)
+                await storm.upload_trees()
+                async with trio.open_nursery() as nursery:
+                    for number in range(3 * SLOTS):
+                        nursery.start_soon(storm.one, number)
+            await wait_until(lambda: not any(path.exists() for path in lives), lambda: lives)
+        assert marked(MARK) == {}
+        assert groups(server.process.pid) == []
+
+
+async def storm_until_killed(place: Place) -> None:
+    with suppress_lost_server():
+        async with open_remote(place.server.address) as remote:
+            storm = Storm(remote, seed=2)
+            await storm.upload_trees()
+            async with trio.open_nursery() as nursery:
+                for _ in range(AT_ONCE):
+                    nursery.start_soon(storm.rage)
+
+
+@contextmanager
+def suppress_lost_server() -> Iterator[None]:
+    """The end of a server is all that may go wrong."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        _, others = group.split(is_loss)
+        if others is not None:
+            raise others from None
+    except RpcError as error:
+        if not is_loss(error):
+            raise
+
+
+def is_loss(error: BaseException) -> bool:
+    return isinstance(error, RpcError) and error.code is StatusCode.UNAVAILABLE

@@ -19,11 +19,13 @@ from typing import NamedTuple
 import pytest
 import trio
 
-from stoker.client import RemoteInstance, open_remote, stage_of
+from stoker.client import RemoteInstance, open_remote, response_of, stage_of
+from stoker.digest import SHA256
 from stoker.protos import remote_execution_pb2 as reapi
 
 from .actions import Tree, action_blobs
-from .isolation import ISOLATIONS, executor_table, isolating_toml, isolations, needs_root
+from .isolation import ISOLATIONS, executor_table, isolating_toml, needs_root
+from .remains import marked
 from .server_process import ServerProcess, open_server_process
 
 TOOL = Path(__file__).with_name("hostile_tool.py")
@@ -160,3 +162,225 @@ async def test_vandals_harm_neither_blobs_nor_the_next_action(
     assert outcomes["replace"] == outcomes["remove_the_folder"] == ""
     if isolation in ("copies", "overlay"):
         assert outcomes["write_after_chmod"] == outcomes["write_through_a_map"] == ""
+
+
+async def spy(place: Place, remote: RemoteInstance, isolation: str) -> dict[str, bool]:
+    """What one action finds of what is none of its business, while another one runs beside it."""
+    tree = Tree({"tool.py": TOOL.read_bytes()})
+    secret = Tree({"input": f"{SECRET} {isolation}".encode()})
+    root, blobs = secret.blobs()
+    script = f"echo {SECRET} >made; mkfifo $TMPDIR/fifo; read line <$TMPDIR/fifo; ls >&2"
+    victim, own = action_blobs(
+        ["sh", "-c", script],
+        root,
+        platform={"isolation": isolation},
+        environment={"HIDDEN": SECRET},
+    )
+    await remote.upload_blobs({**blobs, **own})
+    state = place.folder / "stoker-state" / "executors" / isolation
+    async with remote.execute(victim) as operations:
+        await operations.__anext__()
+        fifo = await appearance(state, "life-*/actions/*/tmp/fifo")
+        places: dict[str, list[Path]] = {
+            "root": [path for path in fifo.parents[1].rglob("*") if path.is_dir()],
+            "store": [path.parent for path in place.blobs if SECRET.encode() in path.read_bytes()],
+            "configuration": [place.folder],
+            "environment": [],
+        }
+        given = [str(path) for paths in places.values() for path in paths]
+        root, blobs = tree.blobs()
+        action, own = action_blobs(
+            [PYTHON, "tool.py", "spy", *given], root, platform={"isolation": isolation}
+        )
+        await remote.upload_blobs({**blobs, **own})
+        response = await remote.run(action)
+        assert (response.status.code, response.result.exit_code) == (0, 0), response
+        seen = json.loads(await read(remote, response.result.stderr_digest))
+        fifo.write_text("go on\n")
+        async for operation in operations:
+            told = response_of(operation) if operation.done else None
+        assert told is not None
+        listing = (await read(remote, told.result.stderr_digest)).decode().split()
+    found = {
+        route: any(SECRET in seen.get(str(path), "") for path in paths)
+        for route, paths in places.items()
+    }
+    found["configuration"] = "[server]" in seen.get(str(place.folder), "")
+    found["environment"] = any(SECRET in text for name, text in seen.items() if "/proc/" in name)
+    found["planted"] = "planted" in listing
+    return found
+
+
+async def appearance(folder: Path, pattern: str) -> Path:
+    """A file that an action is about to make."""
+    with trio.fail_after(60):
+        while not (found := list(folder.glob(pattern))):
+            await trio.sleep(0.02)
+    return found[0]
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+async def test_a_sandbox_shows_nothing_of_the_server_nor_of_other_actions(
+    place: Place, isolation: str
+) -> None:
+    # ISO-07, ISO-08, RUN-10
+    secret = SECRET.encode()
+    (place.folder / "stoker.toml").chmod(0o600)
+    async with open_remote(place.server.address) as remote:
+        await remote.upload_blobs({SHA256.digest(secret): secret})
+        found = await spy(place, remote, isolation)
+    if isolation in ("as-laid", "overlay"):
+        assert not any(found.values()), found
+    elif isolation == "copies" and os.geteuid() == 0:
+        assert all(found.values()), f"the spy sees nothing, even where it may: {found}"
+
+
+GREEDY = "held = [bytearray(b'1' * 2**20) for _ in range(1000)]"
+FORKING = "import os\nwhile True: os.fork()"
+FORKING_ON = """
+import os
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass
+"""
+STUBBORN = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for _ in range(5):
+    if not os.fork():
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        break
+print("begun", flush=True)
+time.sleep(1000)
+"""
+PROCESSES = 64
+LIMITS_TOML = isolating_toml(
+    slots=2,
+    settings=f"limits.max_processes = {PROCESSES}",
+    more={
+        "bounded": executor_table("bounded", 2, strategy="bounded")
+        + '[strategies.bounded]\nkind = "local"\nmax_memory_bytes = 314572800\n'
+    },
+)
+
+
+class Misdeed(NamedTuple):
+    arguments: list[str]
+    told: str
+    """Part of what the client is told, of limit and executor."""
+    exit_code: int | None
+    status: int = 0
+    platform: dict[str, str] = {}
+    timeout_seconds: int | None = None
+
+
+MISDEEDS = {
+    "fork bomb": Misdeed(
+        [PYTHON, "-c", FORKING],
+        f"on executor EXECUTOR: out of processes: the limit is {PROCESSES}",
+        exit_code=1,
+    ),
+    "fork bomb that goes on": Misdeed(
+        [PYTHON, "-c", FORKING_ON], "2 s", exit_code=None, status=4, timeout_seconds=2
+    ),
+    "all memory": Misdeed(
+        [PYTHON, "-c", GREEDY],
+        "on executor EXECUTOR: out of memory: the limit is 209715200 bytes",
+        exit_code=137,
+        platform={"memory": "200MiB"},
+    ),
+    "large output": Misdeed(
+        ["truncate", "-s", "100G", "out"], "executor EXECUTOR", exit_code=0, status=9
+    ),
+    "deaf to TERM": Misdeed(
+        [PYTHON, "-c", STUBBORN], "1 s", exit_code=None, status=4, timeout_seconds=1
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def limited() -> Iterator[Place]:
+    with open_place(LIMITS_TOML) as found:
+        yield found
+
+
+async def do(
+    remote: RemoteInstance, executor: str, misdeed: Misdeed, mark: str
+) -> reapi.ExecuteResponse:
+    action, blobs = action_blobs(
+        misdeed.arguments,
+        outputs=["out"],
+        platform={"isolation": executor, **misdeed.platform},
+        environment={"MISDEED": mark},
+        timeout_seconds=misdeed.timeout_seconds,
+        do_not_cache=False,
+    )
+    await remote.upload_blobs(blobs)
+    response = await remote.run(action)
+    assert not response.cached_result
+    assert await remote.action_result(action) is None
+    return response
+
+
+@contextmanager
+def neighbour_script(place: Place) -> Iterator[tuple[str, Path]]:
+    """A script that ends well once the file is there."""
+    let_on = place.folder / f"let-on-{next(_numbers)}"
+    yield f"while [ ! -e {let_on} ]; do sleep 0.02; done; echo well", let_on
+
+
+async def assert_harmless(
+    place: Place, executor: str, beside: str, misdeed: Misdeed
+) -> reapi.ExecuteResponse:
+    """Do it while a neighbour runs on the executor `beside`."""
+    mark = f"misdeed-{os.getpid()}-{next(_numbers)}"
+    async with open_remote(place.server.address) as remote:
+        with neighbour_script(place) as (script, let_on):
+            neighbour, blobs = action_blobs(["sh", "-c", script], platform={"isolation": beside})
+            await remote.upload_blobs(blobs)
+            async with remote.execute(neighbour) as operations:
+                async for operation in operations:
+                    if stage_of(operation) == reapi.ExecutionStage.EXECUTING:
+                        break
+                response = await do(remote, executor, misdeed, mark)
+                assert marked(mark) == {}
+                let_on.touch()
+                async for operation in operations:
+                    if operation.done:
+                        told = response_of(operation)
+        said = await read(remote, told.result.stdout_digest)
+    assert (told.status.code, told.result.exit_code, said) == (0, 0, b"well\n"), told
+    assert place.server.process.poll() is None
+    return response
+
+
+@needs_root
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+@pytest.mark.parametrize("name", MISDEEDS)
+async def test_misdeeds_end_with_a_clear_result(limited: Place, name: str, isolation: str) -> None:
+    # RUN-19, RUN-21, RUN-22, RUN-23, OUT-25, ISO-06
+    misdeed = MISDEEDS[name]
+    response = await assert_harmless(limited, isolation, "copies", misdeed)
+    assert response.status.code == misdeed.status, response
+    told = f"{response.message}\n{response.status.message}"
+    assert misdeed.told.replace("EXECUTOR", isolation) in told
+    assert isolation in told
+    if misdeed.exit_code is not None:
+        assert response.result.exit_code == misdeed.exit_code
+    if name == "deaf to TERM":
+        async with open_remote(limited.server.address) as remote:
+            assert await read(remote, response.result.stdout_digest) in (b"begun\n", b"begun\n" * 6)
+
+
+@needs_root
+async def test_all_memory_of_all_actions_is_bounded_without_being_asked(limited: Place) -> None:
+    # RUN-23, ISO-06
+    greedy = Misdeed([PYTHON, "-c", GREEDY], "", exit_code=137)
+    response = await assert_harmless(limited, "bounded", "bounded", greedy)
+    assert (response.status.code, response.result.exit_code) == (0, 137), response
+    assert "on executor bounded: out of memory: the limit of all actions" in response.message
+    assert "314572800 bytes" in response.message

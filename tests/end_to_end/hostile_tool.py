@@ -4,6 +4,9 @@
 speaks JSON. What there is to tell is JSON on stderr, or the worker's answer.
 """
 
+# What is tried is one system call or the other, which pathlib would hide.
+# ruff: noqa: PTH101, PTH102, PTH103, PTH104, PTH108, PTH112, PTH115, PTH116, PTH120, PTH123, PTH208, PTH211
+
 from __future__ import annotations
 
 import errno

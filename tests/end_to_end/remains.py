@@ -1,4 +1,4 @@
-"""What a server holds on to, as the kernel and its folders tell: to be compared before and after."""
+"""What a server holds on to, as the kernel tells: to be compared before and after."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def command_lines(pids: Iterable[int]) -> dict[int, str]:
 
 def marked(mark: str) -> dict[int, str]:
     """The processes that have `mark` in their environment, with their command lines."""
-    found = {}
+    found: dict[int, str] = {}
     for pid in _pids():
         with suppress(OSError):
             if mark.encode() in Path(f"/proc/{pid}/environ").read_bytes():
@@ -52,7 +52,7 @@ def marked(mark: str) -> dict[int, str]:
 
 
 def _pids() -> Iterable[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 -- names are all it needs
 
 
 def mounts(pid: int | str = "self") -> set[str]:
@@ -65,7 +65,7 @@ def descriptors(pid: int) -> list[str]:
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
-            found.append(os.readlink(entry).split(":[")[0])
+            found.append(str(entry.readlink()).split(":[")[0])
     return sorted(found)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -253,13 +252,11 @@ async def test_a_storm_leaves_nothing_behind() -> None:
         below_before = descendants(pid)
         seen_before = {process: mounts(process) for process in (pid, *below_before)}
         launchers_before = {process: Counter(descriptors(process)) for process in below_before}
-        began = time.monotonic()
         async with open_remote(place.server.address) as remote:
             storm.remote = remote
             async with trio.open_nursery() as nursery:
                 for _ in range(AT_ONCE):
                     nursery.start_soon(storm.rage)
-            print(ACTIONS, "actions in", time.monotonic() - began, "s:", storm.outcomes)
             assert (
                 min(storm.outcomes[how] for how in ("exit code 0", "cancelled", "left"))
                 > ACTIONS / 50
@@ -286,7 +283,6 @@ async def test_a_storm_leaves_nothing_behind() -> None:
         assert sum(grown.values()) <= 2 * most + 4, grown
         for process, opened in launchers_before.items():
             assert sum((Counter(descriptors(process)) - opened).values()) <= 4
-        print("idle workers:", len(idle), "descriptors more:", dict(grown), folders(place))
         assert not list(place.folder.rglob("*.part"))
         async with open_remote(place.server.address) as remote:
             assert await pinned(remote, storm.uploaded) == set()

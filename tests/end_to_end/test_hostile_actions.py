@@ -11,22 +11,25 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
 import trio
 
-from stoker.client import RemoteInstance, open_remote, response_of, stage_of
+from stoker.client import Operations, RemoteInstance, open_remote, response_of, stage_of
 from stoker.digest import SHA256
 from stoker.protos import remote_execution_pb2 as reapi
 
 from .actions import Tree, action_blobs
-from .isolation import ISOLATIONS, executor_table, isolating_toml, needs_root
+from .isolation import ISOLATIONS, executor_table, isolating_toml, needs_bubblewrap, needs_root
 from .remains import marked
 from .server_process import ServerProcess, open_server_process
+
+pytestmark = pytest.mark.slow
 
 TOOL = Path(__file__).with_name("hostile_tool.py")
 PYTHON = "/usr/bin/python3"
@@ -79,7 +82,7 @@ def hostile_tree() -> Tree:
 
 async def perform(
     remote: RemoteInstance, isolation: str, task: str, tree: Tree, *, worker: bool
-) -> dict[str, object]:
+) -> object:
     root, blobs = tree.blobs()
     words = f"@flags/{task}" if worker else task
     platform = {"isolation": isolation}
@@ -91,8 +94,7 @@ async def perform(
     said = (await read(remote, response.result.stderr_digest)).decode()
     assert (response.status.code, response.result.exit_code) == (0, 0), (response, said)
     assert response.message == ""  # not run otherwise than asked for
-    told: dict[str, object] = json.loads(said)
-    return told
+    return json.loads(said)
 
 
 async def read(remote: RemoteInstance, digest: reapi.Digest) -> bytes:
@@ -102,7 +104,7 @@ async def read(remote: RemoteInstance, digest: reapi.Digest) -> bytes:
 
 
 def states(place: Place) -> dict[Path, tuple[int, ...]]:
-    found = {}
+    found: dict[Path, tuple[int, ...]] = {}
     for path in place.blobs:
         status = path.stat()
         owner = (status.st_uid, status.st_gid)
@@ -147,6 +149,7 @@ async def test_vandals_harm_neither_blobs_nor_the_next_action(
         assert await perform(remote, isolation, "look", tree, worker=worker) == tree.contents()
         before = states(place)
         outcomes = await perform(remote, isolation, "vandalise", tree, worker=worker)
+        assert isinstance(outcomes, dict)
         assert await perform(remote, isolation, "look", tree, worker=worker) == tree.contents()
         await perform(remote, isolation, "vandalise", tree, worker=worker)
         other = nearby(tree)
@@ -197,9 +200,7 @@ async def spy(place: Place, remote: RemoteInstance, isolation: str) -> dict[str,
         assert (response.status.code, response.result.exit_code) == (0, 0), response
         seen = json.loads(await read(remote, response.result.stderr_digest))
         fifo.write_text("go on\n")
-        async for operation in operations:
-            told = response_of(operation) if operation.done else None
-        assert told is not None
+        told = await end_of(operations)
         listing = (await read(remote, told.result.stderr_digest)).decode().split()
     found = {
         route: any(SECRET in seen.get(str(path), "") for path in paths)
@@ -209,6 +210,15 @@ async def spy(place: Place, remote: RemoteInstance, isolation: str) -> dict[str,
     found["environment"] = any(SECRET in text for name, text in seen.items() if "/proc/" in name)
     found["planted"] = "planted" in listing
     return found
+
+
+async def end_of(operations: Operations) -> reapi.ExecuteResponse:
+    """How an action ended."""
+    response = reapi.ExecuteResponse()
+    async for operation in operations:
+        if operation.done:
+            response = response_of(operation)
+    return response
 
 
 async def appearance(folder: Path, pattern: str) -> Path:
@@ -274,7 +284,7 @@ class Misdeed(NamedTuple):
     """Part of what the client is told, of limit and executor."""
     exit_code: int | None
     status: int = 0
-    platform: dict[str, str] = {}
+    platform: Mapping[str, str] = MappingProxyType({})
     timeout_seconds: int | None = None
 
 
@@ -349,17 +359,15 @@ async def assert_harmless(
                 response = await do(remote, executor, misdeed, mark)
                 assert marked(mark) == {}
                 let_on.touch()
-                async for operation in operations:
-                    if operation.done:
-                        told = response_of(operation)
+                told = await end_of(operations)
         said = await read(remote, told.result.stdout_digest)
     assert (told.status.code, told.result.exit_code, said) == (0, 0, b"well\n"), told
     assert place.server.process.poll() is None
     return response
 
 
-@needs_root
-@pytest.mark.parametrize("isolation", ISOLATIONS)
+@needs_root  # for the control groups
+@pytest.mark.parametrize("isolation", ["copies", pytest.param("overlay", marks=needs_bubblewrap)])
 @pytest.mark.parametrize("name", MISDEEDS)
 async def test_misdeeds_end_with_a_clear_result(limited: Place, name: str, isolation: str) -> None:
     # RUN-19, RUN-21, RUN-22, RUN-23, OUT-25, ISO-06

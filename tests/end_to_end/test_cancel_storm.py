@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,13 +63,16 @@ for line in sys.stdin:
     print(json.dumps({"exitCode": 0, "output": ""}), flush=True)
 """
 
-SCRIPTS = (
+ENDING_SCRIPTS = (
     "echo made >out",
     "mkdir -p deep/er && echo made >deep/er/more && cp a/file out",
-    "sleep 100",
-    "trap '' TERM; (setsid sleep 100 &); echo x >out; sleep 100",
     "rm -r a; echo y >b/file2; sleep 0.0$((RANDOM_NUMBER % 9)); echo made >out",
     "(while :; do :; done) & sleep 0.05; echo made >out",
+)
+SCRIPTS = (
+    *ENDING_SCRIPTS,
+    "sleep 100",
+    "trap '' TERM; (setsid sleep 100 &); echo x >out; sleep 100",
 )
 
 
@@ -106,8 +110,8 @@ class Storm:
             await self.one(self.left)
 
     async def one(self, number: int) -> None:
-        action = await self._upload_action(number)
-        how = self._random.choice(("ended", "cancelled", "cancelled", "left", "left"))
+        how = self._random.choice(("ended", *["cancelled", "left"] * 4))
+        action = await self._upload_action(number, SCRIPTS if how != "ended" else ENDING_SCRIPTS)
         # Some are not to have begun, some to be in the midst of it, and some to be at their end.
         seconds = self._random.choice((0, 0.02, 0.1, 0.3)) * self._random.random()
         async with self.remote.execute(action) as operations:
@@ -116,9 +120,9 @@ class Storm:
                     await self._follow(operations)
             else:
                 await operations.__anext__()
-                with trio.move_on_after(1.0 if how == "ended" else seconds):
+                with trio.move_on_after(math.inf if how == "ended" else seconds):
                     await self._follow(operations)
-                if how != "left":
+                if how == "cancelled":
                     await self.remote.cancel(operations.name)
         self.outcomes[how] += 1
 
@@ -134,7 +138,7 @@ class Storm:
         assert response.status.code == 0, response
         self.outcomes[f"exit code {response.result.exit_code}"] += 1
 
-    async def _upload_action(self, number: int) -> Digest:
+    async def _upload_action(self, number: int, scripts: Sequence[str]) -> Digest:
         root, _ = self._random.choice(self._trees)
         platform = {"isolation": self._random.choice(isolations())}
         environment = {"STORM": MARK.partition("=")[2], "RANDOM_NUMBER": str(number)}
@@ -144,7 +148,7 @@ class Storm:
             speed = self._random.choice(("@fast", "@slow"))
             arguments = ["/usr/bin/python3", "worker.py", speed]
         else:
-            arguments = ["sh", "-c", self._random.choice(SCRIPTS)]
+            arguments = ["sh", "-c", self._random.choice(scripts)]
         action, blobs = action_blobs(
             arguments, root, outputs=["out"], platform=platform, environment=environment
         )

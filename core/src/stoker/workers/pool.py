@@ -238,6 +238,7 @@ class WorkerPool(Generic[RootT]):
             temporary_directory=top / "tmp",
             stderr=self._folder / f"{name}.log",
             properties=action.platform,
+            root_changes=True,
         )
         return Worker(
             name=name,

@@ -74,11 +74,15 @@ async def test_actions_follow_each_other_in_one_folder(rig: Rig) -> None:
     assert rig.leftovers() == []
 
 
-async def test_actions_at_once_have_folders_of_their_own(rig: Rig) -> None:
+async def test_actions_at_once_have_folders_of_their_own(rig: Rig, tmp_path: Path) -> None:
     folders = []
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    # None ends before all have begun: one that comes later may well have the folder of an earlier.
+    wait = f"mkdir {begun}/$$; while [ $(ls {begun} | wc -l) -lt 3 ]; do sleep 0.01; done"
 
     async def run() -> None:
-        folders.append(await rig.stdout("pwd; sleep 0.2"))
+        folders.append(await rig.stdout(f"pwd; {wait}"))
 
     async with trio.open_nursery() as nursery:
         for _ in range(3):

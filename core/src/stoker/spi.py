@@ -21,6 +21,7 @@ with a default body, so that an old plugin lives on.
 from __future__ import annotations
 
 import abc
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -84,6 +85,7 @@ __all__ = [
     "ProcessSpec",
     "ProcessUser",
     "Limits",
+    "Locate",
     "Exit",
     "ResourceUsage",
     "Sandbox",
@@ -248,9 +250,10 @@ class BlobPaths(Mapping[Digest, Path]):
     def __init__(self, locations: Mapping[Digest, str]) -> None:
         self._locations = locations
 
-    def location(self, digest: Digest) -> str | None:
-        """The path of the file that holds `digest`, or None."""
-        return self._locations.get(digest)
+    @property
+    def locations(self) -> Mapping[Digest, str]:
+        """The same as texts."""
+        return self._locations
 
     def __getitem__(self, digest: Digest) -> Path:
         return Path(self._locations[digest])
@@ -263,6 +266,17 @@ class BlobPaths(Mapping[Digest, Path]):
 
     def __len__(self) -> int:
         return len(self._locations)
+
+
+Locate = Callable[[Digest], str | None]
+"""Where the file is that holds a blob, or would be; None if there is none on this machine."""
+
+
+def locate_in(paths: Mapping[Digest, Path]) -> Locate:
+    """Files that are known, as `BlobStore.open_locations` tells them."""
+    if isinstance(paths, BlobPaths):
+        return paths.locations.get
+    return {digest: os.fspath(path) for digest, path in paths.items()}.get
 
 
 class BlobStore(abc.ABC):
@@ -376,6 +390,16 @@ class BlobStore(abc.ABC):
         """
         return _no_paths(digests)
 
+    def open_locations(self, digests: Collection[Digest]) -> AbstractAsyncContextManager[Locate]:
+        """As `open_paths`, but nobody need have looked. Of other digests nothing may be asked.
+
+        A file may be absent or of another size, or have another time, all the same: whoever uses
+        it looks, and asks `open_paths` where something is wrong, which sees to it. For ten
+        thousand files, looking takes a third of the time of linking them. By default it is what
+        `open_paths` finds.
+        """
+        return _locations(self, digests)
+
 
 async def _read_whole(reader: BlobReader, size_bytes: int) -> bytes:
     pieces = []
@@ -403,6 +427,12 @@ class _UnkeptUpload(BlobUpload):
 async def _unkept_upload(store: BlobStore, digest: Digest, _: str) -> AsyncIterator[BlobUpload]:
     async with store.open_write(digest) as writer:
         yield _UnkeptUpload(writer)
+
+
+@asynccontextmanager
+async def _locations(store: BlobStore, digests: Collection[Digest]) -> AsyncIterator[Locate]:
+    async with store.open_paths(digests) as paths:
+        yield locate_in(paths)
 
 
 @asynccontextmanager

@@ -256,3 +256,40 @@ async def test_a_file_with_as_many_names_as_there_may_be_is_copied(
     await root.lay_out(await disk_cas.tree({"a": b"one", "p": b"#!/bin/sh"}))
     assert (root.folder / "a").read_bytes() == b"one"
     assert stat.S_IMODE((root.folder / "p").stat().st_mode) == 0o555
+
+
+@pytest.mark.parametrize("is_program", [False, True])
+@pytest.mark.parametrize("found", [None, b"", b"#!/bin/sh and more"])
+async def test_a_blob_that_is_not_whole_is_missing(
+    disk_cas: Cas, tmp_path: Path, found: bytes | None, is_program: bool
+) -> None:
+    # RUN-05, STO-03: nobody looks at it before it has been linked.
+    root = InputRoot(tmp_path / "root", disk_cas.blobs, link=True)
+    node = reapi.FileNode(digest=(await disk_cas.put(b"#!/bin/sh")).to_proto())
+    node.is_executable = is_program
+    tree = await disk_cas.tree({"d": {"a": b"one", "p": node}})
+    (stored,) = (tmp_path / "cas").rglob(f"*{SHA256.digest(b'#!/bin/sh').hash}*")
+    stored.unlink()
+    if found is not None:
+        stored.write_bytes(found)
+    with pytest.raises(InputsMissing) as raised:
+        await root.lay_out(tree)
+    assert [*raised.value.digests] == [SHA256.digest(b"#!/bin/sh")]
+    assert not stored.exists()
+    await disk_cas.put(b"#!/bin/sh")
+    await root.lay_out(tree)
+    assert (root.folder / "d/p").read_bytes() == b"#!/bin/sh"
+
+
+async def test_a_file_with_another_time_is_mended_and_linked(disk_cas: Cas, tmp_path: Path) -> None:
+    # RUN-04: as an earlier release has left it.
+    root = InputRoot(tmp_path / "root", disk_cas.blobs, link=True)
+    tree = await disk_cas.tree({"d": {"a": b"one"}})
+    (stored,) = (tmp_path / "cas").rglob(f"*{SHA256.digest(b'one').hash}*")
+    os.utime(stored, (1, 1))
+    await root.lay_out(tree)
+    status = (root.folder / "d/a").stat()
+    assert (status.st_mtime, status.st_ino) == (946_684_800, stored.stat().st_ino)
+    before = (root.folder / "d").stat().st_ctime_ns
+    await root.lay_out(tree)
+    assert (root.folder / "d").stat().st_ctime_ns == before

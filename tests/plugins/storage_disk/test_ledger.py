@@ -83,3 +83,22 @@ def test_alarm_is_raised_above_its_mark() -> None:
     files.store(60, 60)
     assert files.used_bytes == 60
     assert alarms == [60]
+
+
+def test_many_are_pinned_and_used_at_one_stroke() -> None:
+    # STO-01, FMB-03: one by one, keeping count would take longer than linking them.
+    files = ledger()
+    assert files.try_condemn("going", spare_touched=True)
+    with files.pins() as one, files.pins() as other:
+        assert one.add_used({"going", "staying"}, 5) == {"going"}
+        assert other.add_used({"staying"}, 7) == set()
+        files.touch(["staying"], 6)
+        assert not files.try_condemn("staying", spare_touched=False)
+        with files.pins() as third:
+            third.add_used({"staying"}, 4)
+        assert not files.try_condemn("staying", spare_touched=False)
+    assert not files.try_condemn("staying", spare_touched=True)
+    assert files.is_due
+    assert files.take_due()[0]["staying"] == 7
+    assert not files.is_due
+    assert files.try_condemn("staying", spare_touched=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,8 +18,12 @@ from typing import NamedTuple
 
 from stoker.digest import Digest
 from stoker.errors import DataLoss
-from stoker.execution.arrangement import Form
+from stoker.execution.arrangement import DEFAULT_MTIME_NS, Form
 from stoker.spi import ProcessUser
+
+# In whole seconds: a `stat_result` has that at hand, and has to work out the nanoseconds.
+INPUT_MTIME = DEFAULT_MTIME_NS // 10**9
+"""What the time of a file that may be linked begins with."""
 
 _NO_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 
@@ -85,17 +90,25 @@ def write_file(target: Target, fill: Callable[[int], None]) -> os.stat_result:
         raise
 
 
-def link_file(target: Target, source: str) -> None:
-    """Lay out one file as a hard link to `source`. Raises OSError, and has done nothing then."""
-    if not target.replaces:
-        os.link(source, target.name, dst_dir_fd=target.folder)
-        return
+def link_file(target: Target, source: str) -> int:
+    """Lay out one file as a hard link to `source`. Returns the number of its inode.
+
+    Raises OSError, and has done nothing then: FileNotFoundError also where `source` is not what
+    it should be.
+    """
+    name, folder, form, replaces, _ = target
     part = _part_name(target)
-    os.link(source, part, dst_dir_fd=target.folder)
-    os.rename(part, target.name, src_dir_fd=target.folder, dst_dir_fd=target.folder)
-    # Renaming one name of a file to another of its names does nothing.
-    with suppress(FileNotFoundError):
-        os.unlink(part, dir_fd=target.folder)
+    os.link(source, part, dst_dir_fd=folder)
+    status = os.stat(part, dir_fd=folder, follow_symlinks=False)
+    if status.st_size != form.digest.size_bytes or status[stat.ST_MTIME] != INPUT_MTIME:
+        os.unlink(part, dir_fd=folder)
+        raise FileNotFoundError(errno.ENOENT, "it holds something else", source)
+    if replaces:
+        os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+        # Renaming one name of a file to another of its names does nothing.
+        with suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=folder)
+    return status.st_ino
 
 
 def _part_name(target: Target) -> str:

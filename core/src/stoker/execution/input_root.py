@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Set
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from stoker.execution.cleaning import Cleaning
 from stoker.execution.disk import on_disk, write_all
 from stoker.execution.layout import DistantFile, Layout, Policy, Sources
 from stoker.execution.removal import empty_folder, remove_tree
-from stoker.spi import BlobStore, ProcessUser
+from stoker.spi import BlobStore, ProcessUser, locate_in
 from stoker.storage.input_tree import InputDirectory, InputTree
 
 _DOING = "laying out inputs:"
@@ -99,10 +100,10 @@ class InputRoot:
             self._is_clean = False
             await trio.lowlevel.checkpoint()
             return
-        laid = await on_disk(_DOING, self._take_laid)
-        changes = partial(changes_to, laid, tree.root, beyond, link=self._policy.link)
-        layout = await on_disk(_DOING, lambda: Layout(self._top, list(changes()), self._policy))
-        await self._carry_out(layout)
+        laid, layout, plain, executable = await on_disk(
+            _DOING, partial(self._prepare, tree.root, beyond)
+        )
+        await self._carry_out(layout, plain, executable)
         self._laid, self._beyond = laid, beyond
 
     async def clean(self) -> None:
@@ -150,6 +151,14 @@ class InputRoot:
             and (laid.is_exact or _is_whole(laid, beyond))
         )
 
+    def _prepare(
+        self, root: InputDirectory, beyond: Folders
+    ) -> tuple[LaidFolder, Layout, Set[Digest], Set[Digest]]:
+        laid = self._take_laid()
+        changes = list(changes_to(laid, root, beyond, link=self._policy.link))
+        layout = Layout(self._top, changes, self._policy)
+        return laid, layout, *layout.digests()
+
     def _take_laid(self) -> LaidFolder:
         """What the folder holds, which is clean. It counts as in doubt from now on."""
         laid, self._laid = self._laid, None
@@ -171,22 +180,30 @@ class InputRoot:
 
     # --- contents
 
-    async def _carry_out(self, layout: Layout) -> None:
-        plain, executable = layout.digests()
+    async def _carry_out(self, layout: Layout, plain: Set[Digest], executable: Set[Digest]) -> None:
         async with (
-            self._blobs.open_executable_paths(executable) as programs,
-            self._blobs.open_paths(plain | (executable - programs.keys())) as paths,
+            self._programs(executable) as programs,
+            self._blobs.open_locations(plain | (executable - programs.keys())) as locate,
         ):
-            work = layout.run(Sources(paths, programs))
-            # One step a trip to a thread.
-            while await on_disk(_DOING, lambda: next(work, True)) is None:
-                pass
+            await _do(layout.run(Sources(locate, locate_in(programs))))
+        if layout.distant:
+            digests = {file.file.digest for file in layout.distant}
+            async with self._blobs.open_paths(digests) as paths:
+                await _do(layout.try_again(Sources(locate_in(paths), _nowhere)))
         missing = await self._write_small(layout, filter(_is_small, layout.distant))
         for file in layout.distant:
             if not _is_small(file):
                 missing += await self._stream(layout, file)
         if missing:
             raise InputsMissing(list(dict.fromkeys(missing)))
+
+    @asynccontextmanager
+    async def _programs(self, digests: Collection[Digest]) -> AsyncIterator[Mapping[Digest, Path]]:
+        if not digests:
+            yield {}
+            return
+        async with self._blobs.open_executable_paths(digests) as paths:
+            yield paths
 
     async def _write_small(self, layout: Layout, files: Iterable[DistantFile]) -> list[Digest]:
         """Write files whose blobs fit into memory. Returns the digests that were not found."""
@@ -212,6 +229,16 @@ class InputRoot:
         except BlobNotFound as error:
             return [error.digest]
         return []
+
+
+async def _do(work: Iterator[None]) -> None:
+    """One step a trip to a thread."""
+    while await on_disk(_DOING, lambda: next(work, True)) is None:
+        pass
+
+
+def _nowhere(_: Digest) -> None:
+    pass
 
 
 def _is_whole(laid: LaidFolder, beyond: Folders) -> bool:

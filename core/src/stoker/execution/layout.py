@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from stat import ST_MTIME
 from typing import NamedTuple
 
 import structlog
@@ -24,11 +25,13 @@ from stoker.execution.arrangement import (
     FileState,
     FolderChange,
     Form,
+    LaidFolder,
     form_of,
 )
 from stoker.execution.cleaning import stamp_folder, state_of
 from stoker.execution.disk import write_all
 from stoker.execution.input_files import (
+    INPUT_MTIME,
     PartialFile,
     Target,
     copy_bytes,
@@ -38,7 +41,7 @@ from stoker.execution.input_files import (
 )
 from stoker.execution.open_folders import OpenFolders
 from stoker.execution.removal import remove_entry
-from stoker.spi import BlobPaths, ProcessUser
+from stoker.spi import Locate, ProcessUser
 from stoker.storage.input_tree import FileEntry
 
 _log = structlog.get_logger(__name__)
@@ -82,35 +85,23 @@ class DistantFile(NamedTuple):
 class Sources(NamedTuple):
     """Files of this machine that hold blobs."""
 
-    plain: Mapping[Digest, Path]
-    executable: Mapping[Digest, Path]
+    plain: Locate
+    """Where they would be: nobody need have looked."""
+    executable: Locate
 
     def path(self, form: Form) -> str | None:
         """The file to make a link to, or a copy of."""
         if form.mode == LINKED_EXECUTABLE_MODE:
-            found = _location(self.executable, form.digest)
+            found = self.executable(form.digest)
             if found is not None:
                 return found
-        return _location(self.plain, form.digest)
+        return self.plain(form.digest)
 
     def can_link(self, form: Form) -> bool:
         """Whether the file at `path` looks as wanted."""
         return form.is_linkable and (
-            form.mode != LINKED_EXECUTABLE_MODE or form.digest in self.executable
+            form.mode != LINKED_EXECUTABLE_MODE or self.executable(form.digest) is not None
         )
-
-
-def _locations(paths: Mapping[Digest, Path]) -> Callable[[Digest], str | None]:
-    if isinstance(paths, BlobPaths):
-        return paths.location
-    return {digest: os.fspath(path) for digest, path in paths.items()}.get
-
-
-def _location(paths: Mapping[Digest, Path], digest: Digest) -> str | None:
-    if isinstance(paths, BlobPaths):
-        return paths.location(digest)
-    found = paths.get(digest)
-    return None if found is None else os.fspath(found)
 
 
 class Layout:
@@ -165,21 +156,26 @@ class Layout:
         for name, file in self._link_plainly(change, descriptor, sources):
             if not self._lay_file(change, descriptor, name, file, sources):
                 self.distant.append(DistantFile(change, place, name, file))
-            if self._files >= _FILES_AT_ONCE or self._bytes >= _BYTES_AT_ONCE:
-                self._files = self._bytes = 0
+            if self._is_long():
                 yield
-        self._note_links(change, descriptor)
-        stamp_folder(descriptor, change.laid)
+        self._stamp(descriptor, change.laid)
+
+    def _stamp(self, descriptor: int, laid: LaidFolder) -> None:
+        is_new = laid.stamp is None
+        if is_new and self._policy.user is not None:
+            os.fchown(descriptor, *self._policy.user)
+        stamp_folder(descriptor, laid)
+        assert laid.stamp is not None, "it was taken just now"
+        # The umask may have taken something away, or the top may be somebody else's work.
+        if is_new and stat.S_IMODE(laid.stamp.mode) != FOLDER_MODE:
+            os.fchmod(descriptor, FOLDER_MODE)
+            stamp_folder(descriptor, laid)
 
     def _arrange(self, change: FolderChange, descriptor: int) -> None:
         for name in change.remove:
             remove_entry(name, descriptor)
-        if change.laid.stamp is None:
-            os.fchmod(descriptor, FOLDER_MODE)
-            if self._policy.user is not None:
-                os.fchown(descriptor, *self._policy.user)
         for name in change.folders:
-            os.mkdir(name, 0o700, dir_fd=descriptor)
+            os.mkdir(name, FOLDER_MODE, dir_fd=descriptor)
         for name, target in change.symlinks.items():
             os.symlink(target, name, dir_fd=descriptor)
             change.laid.symlinks[name] = target
@@ -194,22 +190,30 @@ class Layout:
         if not self._policy.link:
             return change.files.items()
         rest = []
-        plain, programs = _locations(sources.plain), _locations(sources.executable)
-        held, replaced, link = change.laid.files, change.replaced, os.link
+        plain, programs = sources
+        held, replaced, link, look = change.laid.files, change.replaced, os.link, os.stat
         for name, file in change.files.items():
             digest, is_executable, _, mtime_ns, unix_mode = file
-            source = programs(digest) if is_executable else plain(digest)
-            if source and mtime_ns is None and unix_mode is None and name not in replaced:
+            size_bytes = digest.size_bytes
+            is_plain = mtime_ns is None and unix_mode is None and name not in replaced
+            source = None
+            if size_bytes and is_plain:
+                source = programs(digest) if is_executable else plain(digest)
+            if source:
                 try:
                     link(source, name, dst_dir_fd=descriptor)
+                    # A short name in a folder that is in use: half of the price of `source`.
+                    status = look(name, dir_fd=descriptor, follow_symlinks=False)
                 except OSError:
                     # The long way knows what to do about it.
                     pass
                 else:
-                    held[name] = 0  # see `_note_links`
-                    self._files += 1
-                    continue
+                    if status.st_size == size_bytes and status[ST_MTIME] == INPUT_MTIME:
+                        held[name] = status.st_ino
+                        continue
+                    os.unlink(name, dir_fd=descriptor)
             rest.append((name, file))
+        self._files += len(change.files) - len(rest)
         return rest
 
     def _lay_file(
@@ -229,7 +233,7 @@ class Layout:
         path = sources.path(form)
         if self._policy.link and path is not None and sources.can_link(form):
             try:
-                link_file(target, path)
+                change.laid.files[name] = link_file(target, path)
             except FileNotFoundError:
                 return False
             except OSError as error:
@@ -237,7 +241,6 @@ class Layout:
                     raise
                 _log_no_link(error)
             else:
-                change.laid.files[name] = 0  # see `_note_links`
                 return True
         return self._copy(change, target, file, path)
 
@@ -268,16 +271,28 @@ class Layout:
                 change.laid.has_copies = True
         change.laid.files[name] = state
 
-    def _note_links(self, change: FolderChange, descriptor: int) -> None:
-        """Note the inode numbers of new links: a listing tells them for all at once."""
-        held = change.laid.files
-        if self._policy.link and change.files:
-            with os.scandir(descriptor) as entries:
-                for entry in entries:
-                    if held.get(entry.name) == 0:
-                        held[entry.name] = entry.inode()
+    # --- files whose blobs are not where they might have been
 
-    # --- files whose blobs are elsewhere
+    def try_again(self, sources: Sources) -> Iterator[None]:
+        """Do what `run` could not, as far as there are sources now. Yields as `run` does."""
+        distant, self.distant = self.distant, []
+        for file in distant:
+            with self._opened(file) as folders:
+                laid = self._lay_file(
+                    file.change, folders.descriptor, file.name, file.file, sources
+                )
+                stamp_folder(folders.descriptor, file.change.laid)
+            if not laid:
+                self.distant.append(file)
+            elif self._is_long():
+                yield
+
+    def _is_long(self) -> bool:
+        """Whether this trip to a thread has been long enough."""
+        if self._files < _FILES_AT_ONCE and self._bytes < _BYTES_AT_ONCE:
+            return False
+        self._files = self._bytes = 0
+        return True
 
     def write(self, files: Sequence[DistantFile], blobs: Mapping[Digest, bytes]) -> None:
         """Write those of `files`, all in memory, whose blobs are in `blobs`."""

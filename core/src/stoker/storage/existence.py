@@ -105,6 +105,11 @@ class ExistenceBlobStore(BlobStore):
     ) -> AbstractAsyncContextManager[Mapping[Digest, Path]]:
         return self._inner.open_paths(digests)
 
+    def open_locations(
+        self, digests: Collection[Digest]
+    ) -> AbstractAsyncContextManager[spi.Locate]:
+        return self._inner.open_locations(digests)
+
     def open_executable_paths(
         self, digests: Collection[Digest]
     ) -> AbstractAsyncContextManager[Mapping[Digest, Path]]:

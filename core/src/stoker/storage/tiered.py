@@ -140,6 +140,11 @@ class TieredBlobStore(BlobStore):
     ) -> AbstractAsyncContextManager[Mapping[Digest, Path]]:
         return self._near.open_paths(digests)
 
+    def open_locations(
+        self, digests: Collection[Digest]
+    ) -> AbstractAsyncContextManager[spi.Locate]:
+        return self._near.open_locations(digests)
+
     def open_executable_paths(
         self, digests: Collection[Digest]
     ) -> AbstractAsyncContextManager[Mapping[Digest, Path]]:

@@ -11,7 +11,7 @@ import trio
 
 from stoker.digest import Digest
 from stoker.errors import DataLoss, DigestMismatch, OffsetOutOfRange, StokerError
-from stoker.spi import BlobReader, BlobStore, BlobUpload, BlobWriter
+from stoker.spi import BlobReader, BlobStore, BlobUpload, BlobWriter, Locate
 from stoker.storage.hashing import THREAD_BYTES, StreamHasher, open_hasher
 
 _KEPT_PIECE_BYTES = 1024 * 1024
@@ -128,6 +128,9 @@ class VerifyingBlobStore(BlobStore):
         self, digests: Collection[Digest]
     ) -> AbstractAsyncContextManager[Mapping[Digest, Path]]:
         return self._inner.open_paths(digests)
+
+    def open_locations(self, digests: Collection[Digest]) -> AbstractAsyncContextManager[Locate]:
+        return self._inner.open_locations(digests)
 
     def open_executable_paths(
         self, digests: Collection[Digest]

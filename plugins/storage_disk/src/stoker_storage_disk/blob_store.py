@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Set
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -17,6 +17,7 @@ from pathlib import Path
 import trio
 
 from stoker.spi import (
+    DIGEST_FUNCTIONS,
     BlobNotFound,
     BlobPaths,
     BlobReader,
@@ -27,6 +28,7 @@ from stoker.spi import (
     Digest,
     DigestMismatch,
     InvalidRequest,
+    Locate,
     ScrubFinding,
     StokerError,
     StorageFull,
@@ -39,6 +41,9 @@ from stoker_storage_disk.room import COPY_SUFFIX, NotCountedYet
 from stoker_storage_disk.scrubbing import open_findings
 from stoker_storage_disk.upkeep import Upkeep
 from stoker_storage_disk.writing import DiskUpload, DiskWriter
+
+_FOLDERS = {function: function.name.lower() for function in DIGEST_FUNCTIONS}
+_FUNCTIONS = {folder: function for function, folder in _FOLDERS.items()}
 
 # How many small blobs are published in one step, for the price of one entry in the index.
 _BATCH = 256
@@ -96,6 +101,12 @@ class DiskBlobStore(BlobStore):
         """The blobs' own files, of mode 0444 and 2000-01-01. Hard links to them are welcome."""
         with self._pins() as pins:
             yield await self._threads.read(self._paths, digests, pins)
+
+    @asynccontextmanager
+    async def open_locations(self, digests: Collection[Digest]) -> AsyncIterator[Locate]:
+        """Where the blobs' own files are if they are there, which counts as use of them."""
+        with self._pins() as pins:
+            yield await self._threads.read(self._locations, digests, pins)
 
     @asynccontextmanager
     async def open_executable_paths(
@@ -218,6 +229,22 @@ class DiskBlobStore(BlobStore):
                 present.add(name)
         return self._located(names, present, COPY_SUFFIX)
 
+    def _locations(self, digests: Collection[Digest], pins: Pins) -> Locate:
+        condemned = self._files.use_unseen(BlobNames(digests), pins)
+        # As `blob_name`, without a call and a search for each.
+        folders = {
+            function: self._files.folder.absolute(folder) for function, folder in _FOLDERS.items()
+        }
+
+        def locate(digest: Digest) -> str | None:
+            hash_, size_bytes, function = digest
+            return f"{folders[function]}/{hash_[:2]}/{hash_}-{size_bytes}"
+
+        def locate_sound(digest: Digest) -> str | None:
+            return None if blob_name(digest) in condemned else locate(digest)
+
+        return locate_sound if condemned else locate
+
     def _make_copy(self, name: str, size_bytes: int) -> bool:
         try:
             return self._files.make_copy(name, size_bytes)
@@ -301,8 +328,35 @@ class DiskBlobStore(BlobStore):
         return self._files.ledger.pins()
 
 
+class BlobNames(Set[str]):
+    """The names of blobs' files, made when they are asked for: for ten thousand, making them
+    takes a tenth of the time of linking them all."""
+
+    def __init__(self, digests: Iterable[Digest]) -> None:
+        self._digests = frozenset(digests)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and digest_of(name) in self._digests
+
+    def __iter__(self) -> Iterator[str]:
+        return map(blob_name, self._digests)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+
+def digest_of(name: str) -> Digest | None:
+    """The digest of the blob whose file has that name."""
+    folder, _, rest = name.partition("/")
+    hash_, _, size_bytes = rest[3:].rpartition("-")
+    function = _FUNCTIONS.get(folder)
+    if function is None or not size_bytes.isdecimal():
+        return None
+    return Digest(hash_, int(size_bytes), function)
+
+
 def blob_name(digest: Digest) -> str:
     """The name of a blob's file."""
     # The size is part of it: a known hash with another size is another file (GEN-03).
-    hash_ = digest.hash
-    return f"{digest.function.name.lower()}/{hash_[:2]}/{hash_}-{digest.size_bytes}"
+    hash_, size_bytes, function = digest
+    return f"{_FOLDERS[function]}/{hash_[:2]}/{hash_}-{size_bytes}"

@@ -14,6 +14,7 @@ import structlog
 from stoker.spi import StokerError
 from stoker_storage_disk.folder import EXECUTABLE, Part, disk_bytes
 from stoker_storage_disk.index import IndexedFile, now_ms
+from stoker_storage_disk.ledger import Pins
 from stoker_storage_disk.room import COPY_SUFFIX, Room
 
 _log = structlog.get_logger(__name__)
@@ -37,6 +38,15 @@ class BoundedFolder(Room):
         for name, facts in found.items():
             self.folder.give_input_time(name, facts)
         return found.keys()
+
+    def use_unseen(self, names: Set[str], pins: Pins) -> Set[str]:
+        """Pin files, present or not, which count as used. Returns those about to be removed.
+
+        `names` is kept, and must stay as it is.
+        """
+        condemned = pins.add_used(names, now_ms())
+        self.flush_if_overdue()
+        return condemned
 
     def _find(self, sizes: Mapping[str, int]) -> dict[str, os.stat_result]:
         # Before the look: what is found now must not be evicted because of an older use.

@@ -97,7 +97,7 @@ class InputRoot:
         beyond = folders_beyond(tree.root, parents)
         if self._is_laid_out(tree.root, beyond):
             self._is_clean = False
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             return
         laid = await on_disk(_DOING, self._take_laid)
         changes = partial(changes_to, laid, tree.root, beyond, link=self._policy.link)

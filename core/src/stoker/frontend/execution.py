@@ -22,7 +22,7 @@ from stoker.scheduler.scheduler import Scheduler
 HEARTBEAT_SECONDS = 30.0
 """An unchanged operation is told again after this time, lest an idle connection be cut (OPS-07)."""
 
-BRIEF_SECONDS = 0.05
+BRIEF_SECONDS = 0.1
 """A change is not told if the operation ends within this time. Most clients show nothing that is
 so short, and a message costs more than many an action (OPS-06)."""
 

@@ -39,6 +39,7 @@ state_directory = "state"
 level = "warning"
 [executors.local]
 strategy = "local"
+sandbox = "{sandbox}"
 slots = {slots}
 [instances.""]
 blob_store = "main"
@@ -62,14 +63,15 @@ class ServerProcess:
 
 
 @contextmanager
-def open_stoker(store: str, slots: int = 1) -> Iterator[ServerProcess]:
-    """``stoker serve``, all its state in a temporary folder. `store` is "memory" or "disk".
+def open_stoker(store: str, slots: int = 1, sandbox: str = "none") -> Iterator[ServerProcess]:
+    """``stoker serve``, all its state in a temporary folder. `store` is "memory" or "disk",
+    `sandbox` the kind of one.
 
     Raises RuntimeError if it does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="stoker-bench-") as name:
         configuration = Path(name, "stoker.toml")
-        configuration.write_text(_STORES[store] + _SERVER.format(slots=slots))
+        configuration.write_text(_STORES[store] + _SERVER.format(slots=slots, sandbox=sandbox))
         addresses = Path(name, "addresses")
         command = ["-m", "stoker", "serve", "--config", name + "/stoker.toml"]
         with _process([*command, "--port-file", str(addresses)], subprocess.DEVNULL) as process:

@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tls": {"config", "errors", "rpc"},
     "compose": GROUND
     | {"spi", "plugins", "tables", "tls", "config", "rpc", "frontend", "scheduler", "execution"}
-    | {"storage", "workers"},
+    | {"storage", "workers", "machine"},
     "testing": GROUND | {"spi", "compose", "config", "plugins", "rpc", "storage"},
     "cli": GROUND
     | {"spi", "compose", "config", "plugins", "tables", "tls", "client", "rpc", "__init__"}

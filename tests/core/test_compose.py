@@ -134,6 +134,24 @@ async def test_the_start_log_tells_how_an_executor_isolates(
     assert "linked to blobs, which actions cannot change; those of persistent workers are" in inputs
 
 
+async def test_executors_that_have_more_than_the_machine_are_a_warning(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    # Each has all of it unless told otherwise; what they hand out together would not be there.
+    executors = {"one": EXECUTOR, "two": EXECUTOR}
+    instance = {"blob_store": "main", "action_cache": "main", "executors": ["one", "two"]}
+    document = {**DOCUMENT, "instances": {"": instance}}
+    shared = {name: {**EXECUTOR, "cpus": 0.5, "memory_bytes": "1MiB"} for name in executors}
+    warnings = []
+    for tables in (executors, shared):
+        configuration = check_document({**document, "executors": tables}, tmp_path, catalogue)
+        with structlog.testing.capture_logs() as logs:
+            async with open_server(configuration, catalogue):
+                pass
+        warnings.append([e["event"] for e in logs if e["event"].startswith("executors have more")])
+    assert list(map(len, warnings)) == [1, 0]
+
+
 async def test_settings_reach_executor_workers_and_scheduler(
     catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ from stoker.frontend.instances import Instance, Instances
 from stoker.frontend.operations import OperationsService
 from stoker.frontend.provenance import provenance_of_executor, stamp
 from stoker.frontend.status import translate
+from stoker.machine import shortage
 from stoker.plugins import Catalogue
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import Server
@@ -248,6 +249,10 @@ def _used_executors(configuration: Configuration) -> list[str]:
     used = {name for table in configuration.instances.values() for name in table.executors}
     for name in configuration.executors.keys() - used:
         log.warning("executor is not used by any instance", executor=name)
+    tables = [configuration.executors[name] for name in used]
+    cpus, memory_bytes = sum(t.cpus for t in tables), sum(t.memory_bytes for t in tables)
+    if len(tables) > 1 and (reason := shortage(cpus, memory_bytes)):
+        log.warning("executors have more together than the machine", reason=reason)
     return [name for name in configuration.executors if name in used]
 
 

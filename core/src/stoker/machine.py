@@ -14,7 +14,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 _Read = Callable[[Path], float]
 
-_MAX_RESERVE_BYTES = 2 * 1024**3
+_LEAST_RESERVE_BYTES = 1024**3
 
 
 def usable_processors(membership: Path = MEMBERSHIP, cgroups: Path = CGROUPS) -> float:
@@ -34,7 +34,8 @@ def usable_slots() -> int:
 def usable_memory_bytes(membership: Path = MEMBERSHIP, cgroups: Path = CGROUPS) -> int:
     """Memory for actions: that of the machine, or the limit of this process's cgroup.
 
-    A tenth of it, but at most 2 GiB, is kept back for the server itself.
+    A tenth of it, and at least 1 GiB, is kept back for the server and the system; of very little,
+    half. As the local strategy does: what actions ask for is not more than they get together.
     """
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = (
@@ -42,7 +43,18 @@ def usable_memory_bytes(membership: Path = MEMBERSHIP, cgroups: Path = CGROUPS) 
         *_numbers("memory", "memory.limit_in_bytes", _limit, membership, cgroups),
     )
     total = int(min([physical, *limits]))
-    return max(1, total - min(total // 10, _MAX_RESERVE_BYTES))
+    return max(1, total - max(total // 10, _LEAST_RESERVE_BYTES), total // 2)
+
+
+def shortage(cpus: float, memory_bytes: int) -> str:
+    """What of this there is not, in words; empty where there is all of it."""
+    usable_cpus, usable_bytes = usable_processors(), usable_memory_bytes()
+    if cpus <= usable_cpus and memory_bytes <= usable_bytes:
+        return ""
+    return (
+        f"they have {cpus:g} processors and {memory_bytes} bytes of memory, "
+        f"where {usable_cpus:g} and {usable_bytes} can be used"
+    )
 
 
 def _numbers(

@@ -62,7 +62,7 @@ async def test_an_action_runs_and_its_result_is_kept(remote: RemoteInstance) -> 
 
 
 async def test_the_messages_tell_how_far_it_is(remote: RemoteInstance) -> None:
-    action = await upload_action(remote, "true")
+    action = await upload_action(remote, "sleep", "1")
     async with remote.execute(action) as operations:
         stages = [stage_of(operation) async for operation in operations]
     assert stages[-1] == reapi.ExecutionStage.COMPLETED

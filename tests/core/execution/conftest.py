@@ -124,7 +124,13 @@ class Rig:
         kept = place.kept_folders
         known = {*kept, *place.leaving_folders}
         found = [path for path in self.folder.glob("life-*/actions/*") if path not in known]
-        found += [p for top in kept for p in top.iterdir() if p.name not in ("root", "tmp")]
+        found += [
+            p
+            for top in kept
+            for p in top.iterdir()
+            if p.name not in ("root", "tmp")
+            and not (p.name in ("stdout", "stderr") and p.is_file() and not p.stat().st_size)
+        ]
         found += [path for top in kept for path in (top / "tmp").iterdir()]
         return sorted(path.name for path in found)
 

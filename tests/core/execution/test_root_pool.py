@@ -74,11 +74,41 @@ async def test_actions_follow_each_other_in_one_folder(rig: Rig) -> None:
     assert rig.leftovers() == []
 
 
-async def test_actions_at_once_have_folders_of_their_own(rig: Rig) -> None:
+async def test_a_stream_serves_again_only_where_nobody_has_it(rig: Rig, tmp_path: Path) -> None:
+    # RUN-25
+    async def streams() -> dict[str, int]:
+        assert await rig.shell("true")
+        (top,) = rig.executor.workplace.kept_folders
+        return {name: (top / name).stat().st_ino for name in ("stdout", "stderr")}
+
+    first = await streams()
+    assert await streams() == first
+    # Somebody else, an action with a descriptor that was passed to it say, could write to one,
+    # and read the other.
+    (top,) = rig.executor.workplace.kept_folders
+    with (top / "stdout").open("ab") as written, (top / "stderr").open("rb"):
+        second = await streams()
+        assert not second.items() & first.items()
+        written.write(b"of another action")
+    (top / "stdout").chmod(0o644)
+    (tmp_path / "name").hardlink_to(top / "stderr")
+    assert (await streams())["stderr"] != second["stderr"]
+    assert (top / "stdout").stat().st_mode & 0o777 == 0o600
+    await rig.run(await rig.cas.shell("rm $TMPDIR/../stderr; rm -r $TMPDIR; exec true"))
+    await rig.shell('test -z "$(ls -A $TMPDIR)" && echo said && echo more >&2')
+    assert rig.leftovers() == []
+    assert (await streams()).keys() == first.keys()
+
+
+async def test_actions_at_once_have_folders_of_their_own(rig: Rig, tmp_path: Path) -> None:
     folders = []
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    # None ends before all have begun: one that comes later may well have the folder of an earlier.
+    wait = f"mkdir {begun}/$$; while [ $(ls {begun} | wc -l) -lt 3 ]; do sleep 0.01; done"
 
     async def run() -> None:
-        folders.append(await rig.stdout("pwd; sleep 0.2"))
+        folders.append(await rig.stdout(f"pwd; {wait}"))
 
     async with trio.open_nursery() as nursery:
         for _ in range(3):

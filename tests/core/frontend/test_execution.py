@@ -105,6 +105,22 @@ async def test_an_action_from_beginning_to_end(client: Client) -> None:  # OPS-0
     assert nanoseconds[0] > 0
 
 
+async def test_a_change_that_is_over_at_once_is_not_told(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:  # OPS-01, OPS-06
+    stages = reapi.ExecutionStage
+    monkeypatch.setattr(execution, "BRIEF_SECONDS", 60)
+    brief = await execute(client, await client.put_action("true"))
+    assert [metadata_of(o).stage for o in brief] == [stages.QUEUED, stages.COMPLETED]
+    monkeypatch.setattr(execution, "BRIEF_SECONDS", 0)
+    told = await execute(client, await client.put_action("sleep", "0.3"))
+    assert [metadata_of(o).stage for o in told] == [
+        stages.QUEUED,
+        stages.EXECUTING,
+        stages.COMPLETED,
+    ]
+
+
 async def test_the_second_time_it_is_cached(client: Client) -> None:  # EXE-18, 19, ACG-06, 14
     digest = await client.put_action("sh", "-c", "date +%N; echo x >f", output_paths=["f"])
     first = await run(client, digest)

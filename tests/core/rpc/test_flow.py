@@ -33,6 +33,28 @@ class Producer:
         await self.send_all(call)
 
 
+@pytest.mark.parametrize("sent", [0, 1, 20])
+async def test_a_handler_may_return_the_last_message(serve: Any, sent: int) -> None:
+    async def count(_: bytes, call: ServerCall) -> bytes:
+        for number in range(sent):
+            await call.send(b"%d" % number)
+        call.set_trailing_metadata([("at", "the end")])
+        return b"last"
+
+    running = await serve({"Count": unary_stream(count, bytes, bytes)})
+    async with (
+        open_channel(running.target) as channel,
+        channel.open_stream("/test.Service/Count", bytes) as stream,
+    ):
+        await stream.send(b"")
+        received = []
+        while (message := await stream.receive()) is not None:
+            received.append(message)
+        assert received == [*(b"%d" % number for number in range(sent)), b"last"]
+        assert stream.trailing_metadata is not None
+        assert stream.trailing_metadata.get("at") == "the end"
+
+
 async def test_a_slow_client_stops_the_handler(serve: Any) -> None:
     producer = Producer()
     running = await serve({"Produce": unary_stream(producer.handle, bytes, bytes)})

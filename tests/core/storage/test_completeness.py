@@ -258,6 +258,28 @@ async def test_trees_beyond_the_bound_are_not_read(
     assert blobs.calls == []
 
 
+async def test_nested_root_directories_are_read_once(
+    filed: MemoryActionCache, blobs: _Counting
+) -> None:
+    # ACG-02, OUT-16: outputs may be within each other, as `a`, `a/a`, `a/a/a` are here.
+    depth = 30
+    roots = [SHA256.empty]
+    for _ in range(depth):
+        below = reapi.DirectoryNode(name="a", digest=roots[-1].to_proto())
+        data = reapi.Directory(directories=[below]).SerializeToString()
+        roots.append(await keep(blobs, data))
+    outputs = [
+        reapi.OutputDirectory(path=str(n), root_directory_digest=root.to_proto())
+        for n, root in enumerate(roots)
+    ]
+    await filed.update(KEY, ActionResult(output_directories=outputs))
+    blobs.calls.clear()
+    assert await CompleteActionCache(filed, blobs).get(KEY) is not None
+    assert sum(count for call, count in blobs.calls if call == "read_many") == depth
+    blobs.forget(roots[1])
+    assert await CompleteActionCache(filed, blobs).get(KEY) is None
+
+
 async def test_closure_beyond_the_bound(filed: MemoryActionCache, blobs: _Counting) -> None:
     # ACG-13
     result, named = await whole_result(blobs)

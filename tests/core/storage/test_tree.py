@@ -59,7 +59,7 @@ async def chain(store: BlobStore, depth: int) -> Digest:
 
 
 async def walk(store: BlobStore, root: Digest) -> list[Digest]:
-    return [digest async for level in walk_directories(store, root) for digest, _ in level]
+    return [digest async for level in walk_directories(store, [root]) for digest, _ in level]
 
 
 async def turns_during(work: Callable[[], Awaitable[object]]) -> int:
@@ -335,7 +335,7 @@ async def test_walk_is_breadth_first(store: BlobStore) -> None:
         store,
         reapi.Directory(directories=[folder("l", left), folder("r", right), folder("s", low)]),
     )
-    levels = [level async for level in walk_directories(store, root)]
+    levels = [level async for level in walk_directories(store, [root])]
     assert [[digest for digest, _ in level] for level in levels] == [[root], [left, right, low]]
     assert all(digest_of(directory) == digest for level in levels for digest, directory in level)
 
@@ -357,12 +357,12 @@ async def test_walk_of_an_absent_root(store: BlobStore) -> None:
 
 async def test_walk_of_the_empty_root() -> None:
     # GTR-09
-    levels = [level async for level in walk_directories(MemoryBlobStore(), SHA256.empty)]
+    levels = [level async for level in walk_directories(MemoryBlobStore(), [SHA256.empty])]
     assert levels == [[(SHA256.empty, reapi.Directory())]]
 
 
 async def test_walk_may_be_abandoned(store: BlobStore) -> None:
-    async for level in walk_directories(store, await chain(store, 5)):
+    async for level in walk_directories(store, [await chain(store, 5)]):
         assert len(level) == 1
         break
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ import trio.testing
 
 from stoker.errors import FailedPrecondition, Unavailable
 from stoker.execution.input_root import InputRoot
-from stoker.spi import ProcessSpec, Sandbox
+from stoker.spi import ProcessSpec, ProcessUser, Sandbox
 from stoker.workers.failure import WorkerFailed
 from stoker.workers.pool import WorkerSettings, open_worker_pool
 from stoker_exec_local import open_local
@@ -354,6 +355,18 @@ async def test_a_worker_lives_within_its_sandbox(workshop: Workshop) -> None:
             assert (await workshop.report(pool))["environment"]["ENCLOSED"] == "1"
             assert sandbox.inside == 1
     assert sandbox.inside == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_what_a_worker_writes_to_belongs_to_its_user(workshop: Workshop) -> None:
+    # As /dev/stderr, which a tool opens by name, would be refused to it otherwise.
+    user = ProcessUser(65534, 65534)
+    async with workshop.pool(user=user) as pool:
+        work = await workshop.work("report")
+        async with workshop.lease(pool, work) as worker:
+            for path in (worker.log, worker.folder.with_name("tmp")):
+                status = path.stat()
+                assert (status.st_uid, status.st_gid, status.st_mode & 0o077) == (*user, 0)
 
 
 async def test_nothing_runs_where_the_sandbox_fails(workshop: Workshop) -> None:

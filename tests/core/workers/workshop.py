@@ -20,7 +20,7 @@ from stoker.execution.enclosed import Enclosed
 from stoker.execution.input_root import InputRoot
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.worker_protocol_pb2 import WorkResponse
-from stoker.spi import Sandbox
+from stoker.spi import ProcessUser, Sandbox
 from stoker.storage.input_tree import InputFile, InputTree
 from stoker.storage.memory import MemoryBlobStore
 from stoker.workers.plan import WorkerPlan, build_request, plan_worker
@@ -96,7 +96,7 @@ class Workshop:
 
     @asynccontextmanager
     async def pool(
-        self, sandbox: Sandbox | None = None, **settings: Any
+        self, sandbox: Sandbox | None = None, user: ProcessUser | None = None, **settings: Any
     ) -> AsyncIterator[WorkerPool[InputRoot]]:
         """A pool that must end in time and leave neither process nor file."""
         folder = self.folder / "workers"
@@ -109,6 +109,7 @@ class Workshop:
                     folder=folder,
                     open_root=partial(InputRoot, blobs=self.blobs),
                     settings=WorkerSettings(**settings),
+                    user=user,
                 ) as pool,
             ):
                 yield pool

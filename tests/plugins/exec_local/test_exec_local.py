@@ -19,6 +19,7 @@ from stoker.testing.execution_strategy_laws import (
     run,
     without_usage,
 )
+from stoker_exec_local import LocalStrategy
 
 
 async def test_output_files_are_private(strategy: spi.ExecutionStrategy, place: Workplace) -> None:
@@ -78,6 +79,16 @@ async def test_a_process_that_lives_on_in_its_threads_is_killed(
     async with strategy.start(place.spec("python3", "-c", program)):
         await witness.wait_for("ready")
     await witness.wait_until_all_are_gone()
+
+
+async def test_an_action_ends_before_the_server_when_the_machine_is_out_of_memory(
+    strategy: LocalStrategy, place: Workplace
+) -> None:
+    await run(strategy, place.spec("cat", "/proc/self/oom_score_adj"))
+    assert place.stdout.read_text() == "500\n"
+    own = Path("/proc/self/oom_score_adj").read_text()
+    launcher = await strategy.launcher()
+    assert Path(f"/proc/{launcher.pid}/oom_score_adj").read_text() == own
 
 
 async def test_an_ended_process_is_reaped(

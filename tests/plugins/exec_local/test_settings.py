@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from stoker import spi
+from stoker.machine import usable_memory_bytes
 from stoker.testing.execution_strategy_laws import Workplace, outcome, run
 from stoker_exec_local.hierarchies import find_places
+from stoker_exec_local.memory import default_max_memory_bytes
 
 from .conftest import OpenStrategy
 
@@ -131,3 +133,8 @@ async def test_long_environments_arrive(
     async with open_local_strategy() as strategy:
         await run(strategy, place.spec("/usr/bin/env", environment=environment))
     assert place.stdout.stat().st_size > 1_000_000
+
+
+def test_actions_get_together_what_an_executor_may_promise() -> None:
+    # Two settings with defaults of their own; a smaller bound would end actions for asking.
+    assert default_max_memory_bytes([]) == usable_memory_bytes(Path("/none"), Path("/none"))

@@ -154,6 +154,23 @@ async def test_a_program_with_an_equals_sign_is_started(
     assert place.stdout.read_text() == "./a=b c=d\n"
 
 
+async def test_nobody_finds_out_what_is_on_the_machine(
+    enclosed: spi.ExecutionStrategy, place: Workplace, tmp_path: Path
+) -> None:
+    # A client lays out links to files that it cannot see, and asks to have them started.
+    (tmp_path / "there").write_text(SECRET)
+    (tmp_path / "link").symlink_to("there")
+    (place.root / "out").symlink_to(tmp_path)
+    reasons = set()
+    for name in ("there", "link", "absent"):
+        (place.root / f"to-{name}").symlink_to(tmp_path / name)
+        for program in (f"./to-{name}", f"out/{name}"):
+            with pytest.raises(spi.ProgramNotStarted) as caught:
+                await run(enclosed, place.spec(program))
+            reasons.add((program.split("/")[0], str(caught.value).replace(name, "it")))
+    assert len(reasons) == 2
+
+
 async def test_a_program_outside_of_the_enclosure_is_not_there(
     enclosed: spi.ExecutionStrategy, place: Workplace, tmp_path: Path
 ) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from stoker import spi
 from stoker.testing.execution_strategy_laws import Workplace
-from stoker.testing.sandbox_laws import IsolationLaws, SandboxLaws, make_place
+from stoker.testing.isolation_laws import IsolationLaws
+from stoker.testing.sandbox_laws import SandboxLaws, make_place
 
 OpenBox = Callable[..., AbstractAsyncContextManager[spi.Sandbox]]
 

@@ -7,6 +7,7 @@ import resource
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -261,6 +262,32 @@ async def test_sound_file_with_the_number_of_a_damaged_one_stays(tmp_path: Path)
         assert file.read_bytes() == b"healthy"
 
 
+async def test_file_that_is_replaced_while_it_is_copied(tmp_path: Path) -> None:
+    # As when a scrub finds it damaged, and a write brings a sound one: the copy is of the first.
+    async with open_bounded_folder(
+        tmp_path, fsync=False, bounds=Bounds(), content=Content(size_is_in_name=True)
+    ) as upkeep:
+        files = upkeep.files
+        (tmp_path / "file").write_bytes(b"damaged")
+        (tmp_path / "sound").write_bytes(b"healthy")
+        made: list[bool] = []
+
+        async def copy() -> None:
+            made.append(await trio.to_thread.run_sync(files.make_copy, "file", 7))
+
+        async with trio.open_nursery() as nursery:
+            with files.ledger.claimed(["file"]):
+                nursery.start_soon(copy)
+                while not [p for p in incoming(tmp_path) if p.stat().st_mode & 0o111]:
+                    await trio.sleep(0.001)  # until it has copied all, and waits for the name
+                (tmp_path / "sound").replace(tmp_path / "file")
+        assert made == [False]
+        assert not list(tmp_path.glob("*.executable"))
+        assert not incoming(tmp_path)
+        assert files.make_copy("file", 7)
+        assert (tmp_path / "file.executable").read_bytes() == b"healthy"
+
+
 async def test_file_that_shrinks_while_it_is_read(store: BlobStore, tmp_path: Path) -> None:
     # BSR-19
     digest, data = blob("shrinks", 500_000)
@@ -399,23 +426,52 @@ async def test_unreadable_is_not_missing(store: BlobStore, tmp_path: Path) -> No
         await store.read_many([digest])
 
 
-async def test_disk_that_hangs_holds_up_nobody_else(store: BlobStore, tmp_path: Path) -> None:
-    # GEN-29: opening a pipe that nobody writes to waits as a dead network file system does.
+async def test_fifo_in_a_blobs_place_holds_up_no_reader(store: BlobStore, tmp_path: Path) -> None:
+    digest, _ = blob("a fifo", 100)
+    file = file_of(tmp_path, digest)
+    file.parent.mkdir(parents=True)
+    os.mkfifo(file)
+    # With its other end open, a reader that does wait is let in at least.
+    other_end = os.open(file, os.O_RDWR)
+    try:
+        with pytest.raises(Unavailable, match="not a regular file"):
+            await read(store, digest)
+    finally:
+        os.close(other_end)
+
+
+async def test_disk_that_hangs_holds_up_nobody_else(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GEN-29: as with a network file system whose server does not answer.
     sound, data = blob("sound", 100_000)
-    hanging, _ = blob("hanging", 100_000)
+    hanging, other_data = blob("hanging", 100_000)
     await write(store, sound, data)
-    file_of(tmp_path, hanging).parent.mkdir(exist_ok=True)
-    os.mkfifo(file_of(tmp_path, hanging))
-    async with trio.open_nursery() as nursery:
-        for _ in range(10):
-            nursery.start_soon(store.read_many, [hanging])
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        # This task goes on, and so do those who read or write other blobs.
-        assert await read(store, sound) == data
-        await write(store, *blob("another", 300_000))
-        assert not nursery.cancel_scope.cancelled_caught
-        assert len(nursery.child_tasks) == 10
-        # Each open comes to its end while there is a writer; the pipe is no blob, and removed.
-        # Held until all have ended: one that opens later finds the writer too.
-        writer = os.open(file_of(tmp_path, hanging), os.O_RDWR | os.O_NONBLOCK)
-    os.close(writer)
+    await write(store, hanging, other_data)
+    answers = threading.Event()
+    open_file = os.open
+
+    def open_late(path: str, flags: int, *rest: int, **folder: int) -> int:
+        if path == str(file_of(tmp_path, hanging)):
+            answers.wait()
+        return open_file(path, flags, *rest, **folder)
+
+    monkeypatch.setattr(os, "open", open_late)
+    found: list[dict[Digest, bytes]] = []
+
+    async def read_late() -> None:
+        found.append(await store.read_many([hanging]))
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(read_late)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            # This task goes on, and so do those who read or write other blobs.
+            assert await read(store, sound) == data
+            await write(store, *blob("another", 300_000))
+            assert not found
+            answers.set()
+    finally:
+        answers.set()
+    assert found == [{hanging: other_data}] * 10

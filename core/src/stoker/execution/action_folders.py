@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
-import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -18,8 +17,9 @@ import trio
 from stoker.errors import ConfigurationError, StokerError
 from stoker.execution.disk import disk_errors, on_disk
 from stoker.execution.input_root import InputRoot
+from stoker.execution.private_files import PASSABLE, PrivateFiles
 from stoker.execution.process import ActionFolders
-from stoker.execution.removal import empty_folder, remove_tree
+from stoker.execution.removal import remove_tree
 from stoker.execution.root_pool import RootPool
 from stoker.execution.settings import ExecutionSettings
 from stoker.spi import ProcessUser
@@ -46,8 +46,6 @@ _MOST_REMOVALS_WAITING = 16
 _CLOSING_SECONDS = 10.0
 """After how long, in the end, no further kept root is removed: the rest is left to the next
 life."""
-
-_PASSABLE = 0o711
 
 
 @asynccontextmanager
@@ -85,9 +83,10 @@ async def open_workplace(
 class ActionPlace:
     """A root to lay out an action in, with the folders beside it. One action has it at a time."""
 
-    def __init__(self, folders: ActionFolders, root: InputRoot) -> None:
+    def __init__(self, folders: ActionFolders, root: InputRoot, user: ProcessUser | None) -> None:
         self.folders = folders
         self.root = root
+        self._files = PrivateFiles(folders, user)
 
     @property
     def directory(self) -> InputDirectory | None:
@@ -97,6 +96,20 @@ class ActionPlace:
     def cost(self, tree: InputTree) -> int:
         """About how many entries must be made or removed to lay out `tree`."""
         return self.root.cost(tree)
+
+    def make(self) -> None:
+        """Make its folders and files, of which there are none. Blocks. Raises OSError."""
+        self._files.make()
+
+    def is_clean(self) -> bool:
+        """Whether a few looks tell that no action has left anything: then it is as `clean` would
+        leave it."""
+        return self._files.is_untouched() and self.root.skip_cleaning()
+
+    def clean(self) -> None:
+        """Undo what an action did. Blocks. Raises OSError or StokerError; then it is in doubt."""
+        self.root.clean_now()
+        self._files.tidy()
 
 
 class Workplace:
@@ -146,14 +159,19 @@ class Workplace:
         whatever way, cleans it and keeps it for later ones, or removes it (RUN-25).
         """
         place = self._pool.take(tree)
+        is_new = place is None
         if place is None:
-            folders = ActionFolders(self._actions / str(next(self._numbers)))
-            place = ActionPlace(folders, self._open_root(folders.root))
+            place = self._new_place()
         try:
-            await on_disk("making a folder:", partial(_make, place.folders, self._user))
+            if is_new:
+                await on_disk("making a folder:", place.make)
             yield place
         finally:
             await self._give_back(place)
+
+    def _new_place(self) -> ActionPlace:
+        folders = ActionFolders(self._actions / str(next(self._numbers)))
+        return ActionPlace(folders, self._open_root(folders.root), self._user)
 
     async def discard_idle(self) -> bool:
         """Remove all roots that no action uses. Returns whether there was any.
@@ -177,12 +195,14 @@ class Workplace:
     async def _is_clean(self, place: ActionPlace) -> bool:
         if not place.root.is_known or not self._pool.is_open:
             return False
+        if place.is_clean():
+            # Most actions leave nothing but outputs, and many not even these.
+            return True
         clean = False
         # Others get the place: who was cancelled tidies up all the same.
         with trio.move_on_after(REMOVAL_SECONDS, shield=True):
             try:
-                await place.root.clean()
-                await on_disk("tidying up:", partial(_tidy, place.folders))
+                await on_disk("tidying up:", place.clean)
                 clean = True
             except StokerError as error:
                 _log.info("input root not kept", folder=place.folders.top, reason=str(error))
@@ -229,11 +249,11 @@ def _begin_life(folder: Path, user: ProcessUser | None) -> Path:
     life = Path(tempfile.mkdtemp(prefix=_LIFE, dir=os.path.realpath(folder)))
     for path in (life / "actions", life / "workers"):
         path.mkdir()
-        path.chmod(_PASSABLE)
+        path.chmod(PASSABLE)
     if user is not None:
         # Another user's processes go through to their own folder, and see no other.
         for path in (folder, life):
-            path.chmod(_PASSABLE)
+            path.chmod(PASSABLE)
     return life
 
 
@@ -260,39 +280,6 @@ async def _remove_in_time(path: Path) -> None:
             return
         await trio.sleep(pause_seconds)
         pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
-
-
-def _make(folders: ActionFolders, user: ProcessUser | None) -> None:
-    if not folders.top.exists():
-        folders.top.mkdir()
-        folders.top.chmod(_PASSABLE)
-        folders.root.mkdir()
-    if not folders.temporary.exists():
-        folders.temporary.mkdir(0o700)
-        _give(folders.temporary, user)
-    # Made here, so that one that is absent at the end can only have been removed.
-    for stream in (folders.stdout, folders.stderr):
-        os.close(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        # It may open by name what it has as a descriptor.
-        _give(stream, user)
-
-
-def _give(path: Path, user: ProcessUser | None) -> None:
-    if user is not None:
-        os.chown(path, *user, follow_symlinks=False)
-
-
-def _tidy(folders: ActionFolders) -> None:
-    """Remove all but the root, and an empty temporary folder."""
-    for path in folders.top.iterdir():
-        if path == folders.root:
-            continue
-        status = path.lstat()
-        if path == folders.temporary and stat.S_ISDIR(status.st_mode):
-            empty_folder(str(path))
-        else:
-            remove_tree(str(path))
-    folders.top.chmod(_PASSABLE)
 
 
 @contextmanager

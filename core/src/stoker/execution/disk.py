@@ -33,9 +33,12 @@ def disk_errors(doing: str, fault: type[StokerError] = InvalidRequest) -> Iterat
     try:
         yield
     except OSError as error:
-        where = f" {_shown(error.filename)}" if error.filename is not None else ""
-        sentence = f"{doing}{where} failed: {error.strerror}"
-        raise _kind(error, fault)(sentence) from error
+        raise _translated(error, doing, fault) from error
+
+
+def _translated(error: OSError, doing: str, fault: type[StokerError]) -> StokerError:
+    where = f" {_shown(error.filename)}" if error.filename is not None else ""
+    return _kind(error, fault)(f"{doing}{where} failed: {error.strerror}")
 
 
 def _kind(error: OSError, fault: type[StokerError]) -> type[StokerError]:
@@ -81,8 +84,10 @@ class Disk:
             raise StorageFull(f"the disk of {self._folder} was full while the action ran")
 
     def _shortage(self) -> str:
-        with disk_errors("looking for free space:"):
+        try:
             status = os.statvfs(self._folder)
+        except OSError as error:
+            raise _translated(error, "looking for free space:", InvalidRequest) from error
         free_bytes = status.f_bavail * status.f_frsize
         if free_bytes < RESERVE_BYTES:
             return f"{free_bytes} bytes are free, and actions need {RESERVE_BYTES} in reserve"

@@ -23,7 +23,7 @@ from stoker.execution.arrangement import (
     cost_of_change,
     folders_beyond,
 )
-from stoker.execution.cleaning import Cleaning
+from stoker.execution.cleaning import Cleaning, is_untouched
 from stoker.execution.disk import on_disk, write_all
 from stoker.execution.layout import DistantFile, Layout, Policy, Sources
 from stoker.execution.removal import empty_folder, remove_tree
@@ -98,7 +98,7 @@ class InputRoot:
         beyond = folders_beyond(tree.root, parents)
         if self._is_laid_out(tree.root, beyond):
             self._is_clean = False
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             return
         laid, layout, plain, executable = await on_disk(
             _DOING, partial(self._prepare, tree.root, beyond)
@@ -112,11 +112,25 @@ class InputRoot:
         Nobody may touch the folder until then. Cancellation waits for the end. Raises RootReplaced,
         or Unavailable where something withstands; then the folder is in doubt.
         """
+        await on_disk("cleaning an input root:", self.clean_now)
+
+    def clean_now(self) -> None:
+        """As `clean`, but blocks, and raises OSError where something withstands."""
         laid, self._laid = self._laid, None
         if laid is None:
             raise RootReplaced("it is not known what the input root holds")
-        await on_disk("cleaning an input root:", partial(self._clean, laid))
+        self._clean(laid)
         self._laid, self._is_clean = laid, True
+
+    def skip_cleaning(self) -> bool:
+        """Count as clean where a few looks tell that nothing was done to the folder.
+
+        Returns whether so; if not, only `clean` can tell. Nobody may touch the folder meanwhile.
+        """
+        laid = self._laid
+        if laid is not None and is_untouched(self._top, laid, links=self._policy.link):
+            self._is_clean = True
+        return self._is_clean
 
     def check_intact(self) -> None:
         """Raise RootReplaced unless the folder is the very one that was laid out.

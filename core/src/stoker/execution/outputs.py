@@ -42,6 +42,8 @@ async def collect_outputs(
     and, where files are given away, those that let others write. Raises FailedPrecondition for
     what cannot be an output or is too much, StorageFull or Unavailable.
     """
+    if not (command.output_paths or command.output_files or command.output_directories):
+        return Collected(reapi.ActionResult(), ())
     look = partial(survey_outputs, os.fspath(root), command, budget)
     survey = await on_disk("looking for outputs:", look, FailedPrecondition)
     files = {node.location: node.status.st_size for node in survey.all_files()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from stoker.action import LoadedAction
@@ -14,31 +13,19 @@ DEFAULT_ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/local/bin:/usr/bin:/bin"
 """What every action's environment begins with, whatever the server's own is (RUN-10)."""
 
 
-@dataclass(frozen=True, slots=True)
 class ActionFolders:
     """The folders and files that one action has to itself."""
 
-    top: Path
-
-    @property
-    def root(self) -> Path:
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self.root = top / "root"
         """The input root."""
-        return self.top / "root"
-
-    @property
-    def temporary(self) -> Path:
+        self.temporary = top / "tmp"
         """HOME and TMPDIR."""
-        return self.top / "tmp"
-
-    @property
-    def stdout(self) -> Path:
+        self.stdout = top / "stdout"
         """Where stdout is spooled."""
-        return self.top / "stdout"
-
-    @property
-    def stderr(self) -> Path:
+        self.stderr = top / "stderr"
         """Where stderr is spooled."""
-        return self.top / "stderr"
 
 
 def environment_of(command: reapi.Command, private: Path | None = None) -> dict[str, str]:

@@ -204,8 +204,10 @@ def _read_small(
 
 async def _in_parallel(jobs: list[Callable[[], Awaitable[None]]]) -> None:
     """Do all `jobs`, some at a time. The first one that fails ends the others, and is raised."""
-    if len(jobs) == 1:
-        await jobs[0]()
+    if len(jobs) <= 1:
+        # A nursery would cost more than a small file does.
+        for job in jobs:
+            await job()
         return
     failures: list[Exception] = []
     waiting = iter(jobs)

@@ -94,7 +94,7 @@ class CasService:
             raise InvalidRequest(f"page_size {request.page_size} is negative")
         sent = _parse_page_token(request.page_token, root)
         pages = _Pages(root, request.page_size, sent)
-        async for level in walk_directories(instance.blobs, root):
+        async for level in walk_directories(instance.blobs, [root]):
             for _, directory in level:
                 if page := pages.add(directory):
                     await call.send(page)

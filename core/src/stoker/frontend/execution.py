@@ -22,6 +22,9 @@ from stoker.scheduler.scheduler import Scheduler
 HEARTBEAT_SECONDS = 30.0
 """An unchanged operation is told again after this time, lest an idle connection be cut (OPS-07)."""
 
+BRIEF_SECONDS = 0.1
+"""A change is not told if the operation ends within this time. Most clients show nothing that is
+so short, and a message costs more than many an action (OPS-06)."""
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """What an Action or Command may weigh: they are read whole."""
@@ -47,7 +50,9 @@ class ExecutionService:
             },
         )
 
-    async def execute(self, request: reapi.ExecuteRequest, call: ServerCall) -> None:
+    async def execute(
+        self, request: reapi.ExecuteRequest, call: ServerCall
+    ) -> operations_pb2.Operation:
         instance = self._instances.resolve(request.instance_name)
         if not instance.executors:
             raise FailedPrecondition(
@@ -56,21 +61,22 @@ class ExecutionService:
         action = await self._load(instance, request, call)
         operation = await self._accept(instance, request, action)
         await self._follow(operation, call)
-        await call.send(await _final_message(operation, instance, request))
+        return await _final_message(operation, instance, request)
 
-    async def wait_execution(self, request: reapi.WaitExecutionRequest, call: ServerCall) -> None:
+    async def wait_execution(
+        self, request: reapi.WaitExecutionRequest, call: ServerCall
+    ) -> operations_pb2.Operation:
         operation = self._scheduler.find(request.name)
         await self._follow(operation, call)
-        await call.send(operation_message(operation))
+        return operation_message(operation)
 
     async def _follow(self, operation: Operation, call: ServerCall) -> None:
-        """Tell each change until the operation has ended. A slow reader gets the latest only."""
+        """Tell each change but the last. A slow reader gets the latest only."""
         with self._scheduler.watching(operation):
             while operation.stage is not Stage.COMPLETED:
                 version = operation.version
                 await call.send(operation_message(operation))
-                with trio.move_on_after(HEARTBEAT_SECONDS):
-                    await operation.wait_change(version)
+                await _wait_news(operation, version)
 
     async def _load(
         self, instance: Instance, request: reapi.ExecuteRequest, call: ServerCall
@@ -117,6 +123,17 @@ class ExecutionService:
         if result is None:
             return None
         return self._scheduler.submit_completed(action, Outcome(result=result, cached=True))
+
+
+async def _wait_news(operation: Operation, version: int) -> None:
+    """Wait until there is more to tell than there was at `version`, or it is time to repeat it."""
+    with trio.move_on_after(BRIEF_SECONDS):
+        return await operation.wait_completed()
+    with trio.move_on_after(HEARTBEAT_SECONDS):
+        await operation.wait_change(version)
+        with trio.move_on_after(BRIEF_SECONDS):
+            await operation.wait_completed()
+    return None
 
 
 async def _final_message(

@@ -141,7 +141,10 @@ def naming_instance(
     """`handler`, with the name of the request's instance in all of its errors."""
 
     async def handle(request: RequestT, call: ServerCall) -> ResponseT:
-        with naming(f"instance {request.instance_name!r}"):
+        try:
             return await handler(request, call)
+        except StokerError as error:
+            name_subject(error, f"instance {request.instance_name!r}")
+            raise
 
     return handle

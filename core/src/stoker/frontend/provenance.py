@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from stoker import __version__
 from stoker.action import LoadedAction
 from stoker.frontend.request_metadata import request_metadata
@@ -52,5 +54,5 @@ def _provenance(metadata: reapi.RequestMetadata) -> Provenance:
         correlated_invocations_id=metadata.correlated_invocations_id,
         server_version=__version__,
     )
-    provenance.written_at.GetCurrentTime()
+    provenance.written_at.FromNanoseconds(time.time_ns())
     return provenance

@@ -155,7 +155,7 @@ class Outgoing(_Direction):
     def __init__(self, start: StartBatch) -> None:
         super().__init__(start)
         self._first: tuple[Operation, ...] | None = ()
-        self._last: Operation | None = None
+        self._last: tuple[Operation, ...] = ()
         self._broken = False
 
     def precede(self, operations: tuple[Operation, ...]) -> None:
@@ -190,17 +190,17 @@ class Outgoing(_Direction):
                 self._expect_wake()
             await self._sleep()
 
-    def end_with(self, operation: Operation) -> None:
-        """Start `operation` once all messages are out, without waiting for that."""
+    def end_with(self, *operations: Operation) -> None:
+        """Start `operations`, in one batch, once all messages are out, without waiting for that."""
         with self._lock:
-            self._last = operation
+            self._last = operations
             if not self._active:
                 self._end()
 
     def _end(self) -> None:
-        last, self._last = self._last, None
-        if last is not None and not self._broken:
-            self._start((*self.take_first(), last), None)
+        last, self._last = self._last, ()
+        if last and not self._broken:
+            self._start((*self.take_first(), *last), None)
 
     def break_off(self) -> None:
         """Drop what is queued and let a waiting sender know. Only on trio's thread."""
@@ -210,7 +210,7 @@ class Outgoing(_Direction):
 
     def _break(self) -> None:
         self._broken = True
-        self._last = None
+        self._last = ()
         self._queue.clear()
         self._queued_bytes = 0
 

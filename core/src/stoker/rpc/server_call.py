@@ -159,7 +159,8 @@ class ServerCall:
                 result = await handler(self)
             else:
                 result = await handler(self._decode(request), self)
-            response = None if self._served_by.response_streams else self._encode(result)
+            is_absent = result is None and self._served_by.response_streams
+            response = None if is_absent else self._encode(result)
             self._finish(StatusCode.OK, "", self._trailing_metadata, response)
 
     def fail(self, error: RpcError) -> None:
@@ -183,14 +184,11 @@ class ServerCall:
             return
         self._finished = True
         status = send_status(trailing, code, message.encode(errors="replace"))
+        last = (status,) if response is None else (send_message(response), status)
         if self._outgoing is not None:
-            self._outgoing.end_with(status)
+            self._outgoing.end_with(*last)
             return
-        headers = send_initial_metadata(self._initial_metadata)
-        if response is None:
-            self._start((headers, status), None)
-        else:
-            self._start((headers, send_message(response), status), None)
+        self._start((send_initial_metadata(self._initial_metadata), *last), None)
 
     def _decode(self, message: bytes) -> Any:
         decode = self._served_by.decode

@@ -57,11 +57,14 @@ def unary_unary(
 
 
 def unary_stream(
-    handler: Callable[[RequestT, "ServerCall"], Awaitable[None]],
+    handler: Callable[[RequestT, "ServerCall"], Awaitable[ResponseT | None]],
     request_type: type[RequestT],
     response_type: type[ResponseT],
 ) -> Method:
-    """A method with one request, whose handler sends responses with `call.send`."""
+    """A method with one request, whose handler sends responses with `call.send`.
+
+    It may return the last response instead: that goes out together with the status.
+    """
     return _method(handler, (False, True), request_type, response_type)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass, field
 
 import trio
@@ -43,21 +44,28 @@ class Operation:
     version: int = 0
     """Grows with every change."""
     _changed: trio.Event = field(default_factory=trio.Event)
+    _completed: trio.Event = field(default_factory=trio.Event)
 
     def announce(self) -> None:
         """Wake whoever waits for a change."""
         self.version += 1
         self._changed.set()
         self._changed = trio.Event()
+        if self.stage is Stage.COMPLETED:
+            self._completed.set()
 
     async def wait_change(self, seen: int) -> None:
         """Wait until `version` differs from `seen`. Changes in quick succession are one."""
         while self.version == seen:
             await self._changed.wait()
 
+    async def wait_completed(self) -> None:
+        """Wait until the stage is COMPLETED."""
+        await self._completed.wait()
+
 
 def now() -> Timestamp:
     """The time of day, for REAPI's metadata."""
     stamp = Timestamp()
-    stamp.GetCurrentTime()
+    stamp.FromNanoseconds(time.time_ns())
     return stamp

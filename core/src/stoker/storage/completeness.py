@@ -113,10 +113,10 @@ class CompleteActionCache(ActionCache):
             if directory.root_directory_digest.ByteSize()
         )
         try:
-            for root in roots:
-                async for directories in walk_directories(self._blobs, root):
-                    for digest, directory in directories:
-                        needed.add_directory(digest, directory)
+            # Together, as one may be in another: each directory is read once.
+            async for directories in walk_directories(self._blobs, roots):
+                for digest, directory in directories:
+                    needed.add_directory(digest, directory)
         except BlobNotFound:
             return False
         return True

@@ -23,6 +23,8 @@ from stoker.spi import ActionKey, ActionResult, BlobReader, BlobUpload, BlobWrit
 MAX_KEPT_UPLOADS = 1_000
 """How many uploads that broke off are kept to be continued; beyond it the oldest are forgotten."""
 
+_CALLS_A_TURN = 16
+
 
 class MemorySettings(spi.Settings, frozen=True):
     """Settings of the kind ``memory``, for blob stores and for action caches."""
@@ -44,6 +46,7 @@ class MemoryBlobStore(spi.BlobStore):
         self._kept: dict[tuple[Digest, str], bytearray] = {}
         self._in_progress: set[tuple[Digest, str]] = set()
         self._room = _Room(max_bytes, self._forget_oldest)
+        self._turns = _Turns()
 
     @property
     def used_bytes(self) -> int:
@@ -51,7 +54,7 @@ class MemoryBlobStore(spi.BlobStore):
         return self._room.used_bytes
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
-        await trio.lowlevel.checkpoint()
+        await self._turns.take()
         return {digest for digest in digests if digest not in self._blobs}
 
     @asynccontextmanager
@@ -101,11 +104,11 @@ class MemoryBlobStore(spi.BlobStore):
         return len(self._kept.get((digest, upload), b""))
 
     async def read_many(self, digests: Collection[Digest]) -> dict[Digest, bytes]:
-        await trio.lowlevel.checkpoint()
+        await self._turns.take()
         return {digest: self._blobs[digest] for digest in digests if digest in self._blobs}
 
     async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, StokerError]:
-        await trio.lowlevel.checkpoint()
+        await self._turns.take()
         failures: dict[Digest, StokerError] = {}
         for digest, data in blobs.items():
             try:
@@ -142,14 +145,15 @@ class MemoryActionCache(spi.ActionCache):
         # Serialized, so that a caller who changes a message changes nothing here.
         self._results: dict[ActionKey, bytes] = {}
         self._room = _Room(max_bytes)
+        self._turns = _Turns()
 
     async def get(self, key: ActionKey) -> ActionResult | None:
-        await trio.lowlevel.checkpoint()
+        await self._turns.take()
         data = self._results.get(key)
         return None if data is None else ActionResult.FromString(data)
 
     async def update(self, key: ActionKey, result: ActionResult) -> None:
-        await trio.lowlevel.checkpoint()
+        await self._turns.take()
         data = result.SerializeToString()
         self._room.take(len(data) - len(self._results.get(key, b"")))
         self._results[key] = data
@@ -191,6 +195,21 @@ async def open_memory_action_cache(
 ) -> AsyncIterator[spi.ActionCache]:
     """Open the action cache of the kind ``memory``."""
     yield MemoryActionCache(settings.max_bytes)
+
+
+class _Turns:
+    """Lets other tasks run, though not at every call: that costs more than a look into memory."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+
+    async def take(self) -> None:
+        """Notice a cancellation, and let others run now and then."""
+        self._taken += 1
+        if self._taken % _CALLS_A_TURN:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
 
 
 class _Room:

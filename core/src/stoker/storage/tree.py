@@ -6,7 +6,7 @@ here recurses, so that depth is bounded by memory only (GTR-11).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Set
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -32,15 +32,15 @@ _NO_NAMES = frozenset({"", ".", ".."})
 
 
 def walk_directories(
-    blobs: BlobStore, root: Digest
+    blobs: BlobStore, roots: Iterable[Digest]
 ) -> AsyncIterator[list[tuple[Digest, reapi.Directory]]]:
-    """Every Directory below and including `root`, breadth first, each distinct one once.
+    """Every Directory below and including `roots`, breadth first, each distinct one once.
 
     Each item is a part of one level. Sub-directories that are absent are skipped (GTR-03).
-    Raises BlobNotFound when `root` is absent and InvalidRequest for a blob that is no Directory
+    Raises BlobNotFound when a root is absent and InvalidRequest for a blob that is no Directory
     (GTR-10). Names are not checked. The iterator may be abandoned at any point.
     """
-    return _FoundDirectories(blobs, root)
+    return _FoundDirectories(blobs, frozenset(roots))
 
 
 def parse_directory(digest: Digest, data: bytes) -> reapi.Directory:
@@ -95,11 +95,11 @@ class Batch(NamedTuple):
 class _Walk:
     """Reads directories level by level. No async generator, so that callers may just stop."""
 
-    def __init__(self, blobs: BlobStore, root: Digest) -> None:
+    def __init__(self, blobs: BlobStore, roots: Set[Digest]) -> None:
         self._blobs = blobs
-        self._seen = {root}
+        self._seen = set(roots)
         self._below: dict[Digest, None] = {}
-        self._level = directory_batches([root])
+        self._level = directory_batches(roots)
 
     async def read_next(self) -> Batch | None:
         """The next part of a level, or None after the last."""
@@ -124,14 +124,15 @@ class _Walk:
 
 
 class _FoundDirectories(AsyncIterator[list[tuple[Digest, reapi.Directory]]]):
-    def __init__(self, blobs: BlobStore, root: Digest) -> None:
-        self._walk = _Walk(blobs, root)
-        self._root = root
+    def __init__(self, blobs: BlobStore, roots: Set[Digest]) -> None:
+        self._walk = _Walk(blobs, roots)
+        self._roots = roots
 
     async def __anext__(self) -> list[tuple[Digest, reapi.Directory]]:
         while (batch := await self._walk.read_next()) is not None:
-            if self._root in batch.absent:
-                raise BlobNotFound(self._root)
+            for digest in batch.absent:
+                if digest in self._roots:
+                    raise BlobNotFound(digest)
             if batch.found:
                 return batch.found
         raise StopAsyncIteration

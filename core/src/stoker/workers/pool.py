@@ -223,21 +223,25 @@ class WorkerPool(Generic[RootT]):
     ) -> Worker[RootT]:
         number = next(self._numbers)
         name = _worker_name(number, action.mnemonic)
-        top = self._folder / f"worker-{number}"
+        top, log = self._folder / f"worker-{number}", self._folder / f"{name}.log"
         with _disk_errors("making a worker's folder"):
             (top / "root").mkdir(parents=True)
             (top / "tmp").mkdir(0o700)
             top.chmod(0o711)
+            log.touch(0o600)
             if self._user is not None:
-                os.chown(top / "tmp", *self._user)
+                # The log too: a process may open by name what it has as a descriptor.
+                for path in (top / "tmp", log):
+                    os.chown(path, *self._user)
         spec = ProcessSpec(
             argv=plan.key.argv,
             environment={"HOME": str(top / "tmp"), "TMPDIR": str(top / "tmp"), **environment},
             root=top / "root",
             working_directory=plan.key.working_directory,
             temporary_directory=top / "tmp",
-            stderr=self._folder / f"{name}.log",
+            stderr=log,
             properties=action.platform,
+            root_changes=True,
         )
         return Worker(
             name=name,

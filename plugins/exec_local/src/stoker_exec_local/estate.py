@@ -11,7 +11,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stoker_exec_local.hierarchies import CONTROLLERS, Place
@@ -35,6 +35,12 @@ class Land:
     def controllers(self) -> frozenset[str]:
         """All that work somewhere."""
         return frozenset().union(*(place.controllers for place in self.places))
+
+
+def with_homes(land: Land, own: Iterable[Place]) -> Land:
+    """The land as a server knows it whose own groups are `own`."""
+    homes = {place.hierarchy: place.path for place in own}
+    return Land(tuple(replace(place, home=homes.get(place.hierarchy)) for place in land.places))
 
 
 def prepare(places: Iterable[Place]) -> tuple[Land, list[str]]:
@@ -95,7 +101,13 @@ def establish(land: Land, max_memory_bytes: int | None) -> Estate:
     for place in land.places:
         path = place.path / name
         hierarchies.append(
-            Hierarchy(place.version, str(path), tuple(place.controllers), place is ending)
+            Hierarchy(
+                place.version,
+                str(path),
+                tuple(place.controllers),
+                place is ending,
+                str(place.home or ""),
+            )
         )
     estate = Estate(hierarchies, max_memory_bytes if "memory" in land.controllers else None)
     try:

@@ -24,6 +24,13 @@ class Place:
     """Its folder."""
     controllers: frozenset[str]
     """Of version 1: those of the hierarchy, among CONTROLLERS. Of version 2: those available."""
+    home: Path | None = None
+    """The group in this hierarchy that the server is in, once that is known."""
+
+    @property
+    def hierarchy(self) -> tuple[int, frozenset[str]]:
+        """The same for all places of one hierarchy."""
+        return self.version, frozenset() if self.version == 2 else self.controllers
 
 
 def find_places(

@@ -13,8 +13,8 @@ import trio
 
 from stoker import spi
 from stoker_exec_local.enforcement import enforcement
-from stoker_exec_local.estate import Land, prepare
-from stoker_exec_local.hierarchies import CONTROLLERS, find_places
+from stoker_exec_local.estate import Land, prepare, with_homes
+from stoker_exec_local.hierarchies import CONTROLLERS, Place, find_places
 from stoker_exec_local.memory import default_max_memory_bytes
 from stoker_exec_local.strategy import LocalStrategy, open_local
 from stoker_exec_local.users import resolve_user
@@ -58,12 +58,9 @@ async def open_strategy(settings: Settings, context: spi.Context) -> AsyncIterat
 def _land(settings: Settings, table: str) -> tuple[Land | None, list[str]]:
     if settings.cgroups == "never":
         return None, ["cgroups is 'never'"]
-    found = find_places(
-        Path("/proc/self/cgroup").read_text(),
-        Path("/proc/self/mountinfo").read_text(),
-        settings.cgroup_parent,
-    )
-    land, problems = prepare(found)
+    land, problems = prepare(_places(settings.cgroup_parent))
+    # Only now: it may have had to make room in its group by moving to another.
+    land = with_homes(land, _places(None))
     if settings.cgroups == "require":
         missing = [name for name in CONTROLLERS if name not in land.controllers]
         if not land.places or missing:
@@ -73,6 +70,11 @@ def _land(settings: Settings, table: str) -> tuple[Land | None, list[str]]:
                 [f"{table}.cgroups: required, but {what} cannot be had: {reasons}"]
             )
     return (land if land.places else None), problems
+
+
+def _places(group: str | None) -> list[Place]:
+    memberships, mounts = Path("/proc/self/cgroup"), Path("/proc/self/mountinfo")
+    return find_places(memberships.read_text(), mounts.read_text(), group)
 
 
 @spi.hookimpl

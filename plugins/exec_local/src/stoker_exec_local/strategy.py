@@ -105,6 +105,7 @@ async def open_local(
 
     Raises Unavailable.
     """
+    failure: spi.Unavailable | None = None
     async with trio.open_nursery() as nursery:
         strategy = LocalStrategy(
             nursery,
@@ -115,9 +116,16 @@ async def open_local(
         )
         try:
             await strategy.launcher()
-            yield strategy
-        finally:
-            await strategy.close()
+        except spi.Unavailable as error:
+            failure = error
+        else:
+            try:
+                yield strategy
+            finally:
+                await strategy.close()
+    if failure is not None:
+        # Not from inside of the nursery, which would wrap it.
+        raise failure
 
 
 def _as_the_system_takes_it(spec: spi.ProcessSpec) -> Start:

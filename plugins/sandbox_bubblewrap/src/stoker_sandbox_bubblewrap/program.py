@@ -4,7 +4,7 @@ Bubblewrap itself would only say so in words. These functions look at the disk; 
 thread. What they do not find out is told by the exit codes of the shells, 127 and 126.
 """
 
-# ruff: noqa: PTH110, PTH112, PTH113, PTH114
+# ruff: noqa: PTH110, PTH112, PTH113
 # Unlike those of Path, these functions say no to a name that is too long, rather than raise.
 
 from __future__ import annotations
@@ -105,10 +105,9 @@ def _is_seen_file(path: Path, seen: Seen) -> bool:
 
 def _check_file(program: str, name: str, folder: Path, seen: Seen) -> None:
     path = folder / name
-    exists = os.path.exists(path)
-    if not exists or not seen(os.path.realpath(path)):
-        dangles = not exists and os.path.islink(path)
-        reason = "a symbolic link to nothing" if dangles else "not found in the sandbox"
+    if not os.path.exists(path) or not seen(os.path.realpath(path)):
+        # The same, whatever lies outside: what is there is not for clients to find out.
+        reason = "not found in the sandbox"
         raise spi.ProgramNotStarted(_shown(program), reason, exit_code=ABSENT)
     if reason := _why_not_executable(path, seen):
         raise spi.ProgramNotStarted(_shown(program), reason, exit_code=NOT_EXECUTABLE)

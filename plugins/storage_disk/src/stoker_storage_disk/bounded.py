@@ -212,7 +212,8 @@ class BoundedFolder(Room):
         return sound
 
     def make_copy(self, name: str, size_bytes: int) -> bool:
-        """Make an executable copy of a file. Returns whether the file is there.
+        """Make an executable copy of a file. Returns whether the file is there, and is still the
+        one that was copied: one found damaged meanwhile may be in the copy.
 
         Pin the file before. Raises StorageFull or Unavailable.
         """
@@ -223,13 +224,16 @@ class BoundedFolder(Room):
             with self.part() as part:
                 self.take(part, size_bytes)
                 part.copy_from(source, size_bytes)
-                return part.size_bytes == size_bytes and self._publish_copy(part, name)
+                return part.size_bytes == size_bytes and self._publish_copy(part, name, source)
         finally:
             os.close(source)
 
-    def _publish_copy(self, part: Part, name: str) -> bool:
+    def _publish_copy(self, part: Part, name: str, source: int) -> bool:
         self.folder.seal(part, EXECUTABLE)
         with self.ledger.claimed([name]):
+            found = self.folder.stat(name)
+            if found is None or _version(found) != _version(os.fstat(source)):
+                return False
             if not self._is_sound(name + COPY_SUFFIX, part.size_bytes):
                 with self.index.lock:
                     change = self.index.add_copy(name, disk_bytes(part.size_bytes))

@@ -32,10 +32,10 @@ PARTIAL = "partial"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 _NOT_MOVABLE = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS})
-_READ = os.O_RDONLY | os.O_CLOEXEC
-_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 # Without O_NONBLOCK, opening a fifo would wait for ever.
-_TAKE = _READ | os.O_NOFOLLOW | os.O_NONBLOCK
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_TAKE = _READ | os.O_NOFOLLOW
 _CONTINUE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 
@@ -72,13 +72,19 @@ class Folder:
         return f"{self.path}/{name}"
 
     def open_file(self, name: str) -> int | None:
-        """A descriptor to read file `name`, or None if it is absent. Raises Unavailable."""
+        """A descriptor to read file `name`, or None if it is absent.
+
+        Raises Unavailable, also for what is no regular file.
+        """
         path = self.absolute(name)
         with storage_errors(path):
             try:
-                return os.open(path, _READ)
+                descriptor = os.open(path, _READ)
             except FileNotFoundError:
                 return None
+            with _closed_on_error(descriptor):
+                _check_regular(path, descriptor)
+        return descriptor
 
     def stat(self, name: str) -> os.stat_result | None:
         """Facts about file `name`, or None if it is absent. Raises Unavailable."""
@@ -309,6 +315,11 @@ def read_exactly(path: str, descriptor: int, offset: int, size_bytes: int) -> by
             offset += len(piece)
             size_bytes -= len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _check_regular(path: str, descriptor: int) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise Unavailable(f"{path} is not a regular file")
 
 
 def _open_to_continue(path: str) -> int:

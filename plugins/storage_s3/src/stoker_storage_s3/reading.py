@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from stoker.spi import BlobReader, StokerError
+from stoker.spi import BlobReader, StokerError, Unavailable
 
 FIRST_WINDOW_BYTES = 1024 * 1024
 # Large enough that the time to the first byte hardly counts.
@@ -69,6 +69,9 @@ class WindowReader(BlobReader):
             raise fetch.failure
         if fetch.failure is not None:
             raise RuntimeError("reading a window failed") from fetch.failure
+        if not fetch.data:
+            # Not the end of the blob: who gave up the windows was not this reader.
+            raise Unavailable("the store was closed while a blob was read")
         self._window = fetch.data
         self._next += len(fetch.data)
         self._start_fetch()

@@ -1,4 +1,8 @@
-"""What happens in a new process between the fork and the command's first instruction."""
+"""What happens in a new process between a fork and the command's first instruction.
+
+This is the way of those commands that cannot be spawned: of another user, with limits that a
+process has to set itself, or with a program that is busy.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ _BUSY_PAUSES_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08)
 
 _OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 # What the launcher ignores, and what Python does.
-_IGNORED_SIGNALS = (
+IGNORED_SIGNALS = (
     signal.SIGINT,
     signal.SIGTERM,
     signal.SIGHUP,
@@ -40,7 +44,7 @@ _IGNORED_SIGNALS = (
     signal.SIGXFSZ,
     signal.SIGCHLD,
 )
-_OOM_SCORE_ADJUSTMENT = b"500"
+OOM_SCORE_ADJUSTMENT = b"500"
 
 
 def become(
@@ -72,14 +76,15 @@ def _become(
 ) -> None:
     os.setsid()
     if group is not None:
-        _join(group)
+        create(group, visited=False)
+        join(group)
     _open_streams(start, pipes)
     _prefer_to_be_killed()
     _limit(start, group, user)
     if user is not None:
         _change_user(*user)
     system.die_with_parent(parent)
-    for number in _IGNORED_SIGNALS:
+    for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     try:
         os.chdir(start.folder)
@@ -92,27 +97,42 @@ def _become(
         raise why_not_executed(error, start.argv[0], program) from error
 
 
-def _join(group: Group) -> None:
+def create(group: Group, *, visited: bool) -> None:
+    """Make the groups of a process. Raises NotStarted."""
     try:
-        group.create_and_join()
+        group.create(visited=visited)
     except OSError as error:
-        reason = f"{error.filename or 'a control group'}: {error.strerror}"
-        raise NotStarted(UNAVAILABLE, f"no control group can be had: {reason}") from error
+        raise why_not_grouped(error) from error
+
+
+def join(group: Group) -> None:
+    """Take this process into its groups. Raises NotStarted."""
+    try:
+        group.join()
+    except OSError as error:
+        raise why_not_grouped(error) from error
+
+
+def why_not_grouped(error: OSError) -> NotStarted:
+    """Why a process cannot have control groups."""
+    reason = f"{error.filename or 'a control group'}: {error.strerror}"
+    return NotStarted(UNAVAILABLE, f"no control group can be had: {reason}")
 
 
 def _open_streams(start: Start, pipes: list[int]) -> None:
-    stderr = _open_output(start.stderr)
+    stderr = open_output(start.stderr)
     if start.stdout is None:
         stdin, stdout = pipes
     else:
         stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        stdout = _open_output(start.stdout)
+        stdout = open_output(start.stdout)
     # All are above 2: the launcher itself holds the three.
     for number, descriptor in enumerate((stdin, stdout, stderr)):
         os.dup2(descriptor, number)
 
 
-def _open_output(path: bytes) -> int:
+def open_output(path: bytes) -> int:
+    """A file to append to, which only its owner may read. Raises NotStarted."""
     try:
         return os.open(path, _OUTPUT_FLAGS, 0o600)
     except OSError as error:
@@ -127,12 +147,19 @@ def _prefer_to_be_killed() -> None:
     except OSError:
         return
     try:
-        os.write(descriptor, _OOM_SCORE_ADJUSTMENT)
+        os.write(descriptor, OOM_SCORE_ADJUSTMENT)
     except OSError:
         # Some containers refuse; the server is then as likely to be chosen, as without us.
         pass
     finally:
         os.close(descriptor)
+
+
+def needs_limits_of_its_own(start: Start, group: Group | None) -> bool:
+    """Whether there are limits of the process itself to set, that no control group enforces."""
+    return (start.memory_bytes is not None and not (group and group.enforces("memory"))) or (
+        start.processes is not None and not (group and group.enforces("pids"))
+    )
 
 
 def _limit(start: Start, group: Group | None, user: tuple[int, int] | None) -> None:

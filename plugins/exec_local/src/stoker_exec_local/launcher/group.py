@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 
 from stoker_exec_local.launcher import cgroups
+from stoker_exec_local.launcher.kept import Kept, can_keep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from stoker_exec_local.launcher.messages import Start
 
+_MOST_IDLE = 16
 _PERIOD_MICROSECONDS = 100_000
 _SHORTEST_QUOTA_MICROSECONDS = 1_000
 # Memory is charged in batches: the peak may stay this much below a limit that was reached.
@@ -19,10 +21,15 @@ _CHARGE_BATCH_BYTES = 1024 * 1024
 class Hierarchy:
     """A folder of ours in one tree of control groups."""
 
-    __slots__ = ("controllers", "ends_processes", "path", "version")
+    __slots__ = ("_home_members", "controllers", "ends_processes", "home", "path", "version")
 
     def __init__(
-        self, version: int, path: str, controllers: tuple[str, ...], ends_processes: bool
+        self,
+        version: int,
+        path: str,
+        controllers: tuple[str, ...],
+        ends_processes: bool,
+        home: str,
     ) -> None:
         self.version = version
         self.path = path
@@ -30,10 +37,37 @@ class Hierarchy:
         """Those among cpu, memory and pids that work in groups below `path`."""
         self.ends_processes = ends_processes
         """Whether processes are found, and killed, by this one. One of all does."""
+        self.home = home
+        """The group of the server and its launcher, empty where that is not known."""
+        self._home_members = -1
+
+    @property
+    def own_thread_file(self) -> str:
+        """Where a process of one thread writes itself into a group.
+
+        To move a whole process the kernel stops all forks of the machine, and may wait
+        milliseconds for that; version 1 lets a process avoid it that moves its own thread.
+        """
+        return "cgroup.procs" if self.version == 2 else "tasks"
+
+    def try_home(self) -> bool:
+        """Whether the launcher, having left its group, may come back to it."""
+        try:
+            self._home_members = os.open(
+                f"{self.home}/{self.own_thread_file}", os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+            )
+            self.go_home()
+        except OSError:
+            return False
+        return True
+
+    def go_home(self) -> None:
+        """Take the launcher back to its group, after `try_home`. Raises OSError."""
+        os.write(self._home_members, b"0")
 
     def fields(self) -> tuple[object, ...]:
         """For a message; `Hierarchy(*fields)` is the same again."""
-        return self.version, self.path, self.controllers, self.ends_processes
+        return self.version, self.path, self.controllers, self.ends_processes, self.home
 
 
 class Estate:
@@ -43,6 +77,14 @@ class Estate:
         self.hierarchies = hierarchies
         self.max_memory_bytes = max_memory_bytes
         """What all processes together may use, if that is bounded."""
+        self.can_be_visited = False
+        """Whether the launcher can go into groups and come back; see `try_homes`."""
+        self.idle: list[Kept] = []
+        """Groups of no process, as good as new."""
+
+    def try_homes(self) -> None:
+        """Find out whether the launcher may leave its groups: it may where it can come back."""
+        self.can_be_visited = all(hierarchy.try_home() for hierarchy in self.hierarchies)
 
     def remove(self) -> bool:
         """Remove the folders themselves, which must be empty. Returns whether they are gone."""
@@ -55,21 +97,49 @@ class Group:
 
     def __init__(self, estate: Estate, number: int, start: Start) -> None:
         self._start = start
-        self._max_memory_bytes = estate.max_memory_bytes
-        self._paths = [
-            (hierarchy, f"{hierarchy.path}/{number}")
-            for hierarchy in estate.hierarchies
-            if hierarchy.ends_processes or _is_needed(hierarchy, start)
-        ]
+        self._estate = estate
+        self._can_be_kept = estate.can_be_visited and _is_without_limits(start)
+        self._kept = estate.idle.pop() if self._can_be_kept and estate.idle else None
+        self._paths = self._kept.paths if self._kept else _paths(estate, number, start)
         self._left = [path for _, path in self._paths]
 
-    def create_and_join(self) -> None:
-        """Called by the process itself before it becomes the command. Raises OSError."""
+    @property
+    def can_be_visited(self) -> bool:
+        """Whether the launcher can join and leave, so that what it starts is born here."""
+        return self._estate.can_be_visited
+
+    def create(self, *, visited: bool) -> None:
+        """Make the groups, with their limits. Raises OSError.
+
+        With `visited` there is room for the launcher beside the process, until `settle`.
+        """
+        if self._kept is not None:
+            return
         for hierarchy, path in self._paths:
             os.mkdir(path, 0o755)  # noqa: PTH102  # no pathlib here
-            _limit(hierarchy, path, self._start)
-        for _, path in self._paths:
-            cgroups.write(path, "cgroup.procs", "0")
+            _limit(hierarchy, path, self._start, visitors=int(visited))
+            if not visited:
+                _limit_cpus(hierarchy, path, self._start)
+
+    def join(self) -> None:
+        """Take this process into the groups. Raises OSError."""
+        if self._kept is not None:
+            self._kept.join()
+            return
+        for hierarchy, path in self._paths:
+            cgroups.write(path, hierarchy.own_thread_file, "0")
+
+    def leave(self) -> None:
+        """Take the launcher home. Raises OSError."""
+        for hierarchy, _ in self._paths:
+            hierarchy.go_home()
+
+    def settle(self) -> None:
+        """Set what would have hindered the launcher, now that it has left. Raises OSError."""
+        for hierarchy, path in self._paths:
+            _limit_processes(hierarchy, path, self._start, visitors=0)
+            # With little time for the group, the launcher would have stood still as well.
+            _limit_cpus(hierarchy, path, self._start)
 
     def enforces(self, controller: str) -> bool:
         """Whether a limit of this kind is kept by a group."""
@@ -83,13 +153,38 @@ class Group:
         """Kill what is there; to be repeated until `remove` tells of the end."""
         cgroups.kill(self._path_of_end())
 
+    def give_back(self) -> bool:
+        """Whether no process is left, after one that ended well: the groups may serve another."""
+        try:
+            is_kept = self._can_be_kept and self._keep()
+        except (OSError, ValueError):
+            is_kept = False
+        return is_kept or self.remove()
+
+    def _keep(self) -> bool:
+        idle = self._estate.idle
+        if len(idle) >= _MOST_IDLE or not can_keep(self._estate.hierarchies):
+            return False
+        if self._kept is None:
+            self._kept = Kept(self._paths)
+            self._kept.cpu_seconds()
+        if not self._kept.reset():
+            return False
+        idle.append(self._kept)
+        return True
+
     def remove(self) -> bool:
         """Whether no process is left, and no group."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
         self._left = [path for path in self._left if not cgroups.remove(path)]
         return not self._left
 
     def cpu_seconds(self) -> tuple[float, float] | None:
-        """User and system time, where a group counted it."""
+        """User and system time, where a group counted it. To be asked for once."""
+        if self._kept is not None:
+            return self._kept.cpu_seconds()
         path = self._path_of_end()
         text = cgroups.read(path, "cpu.stat").split()
         entries = dict(zip(text[::2], text[1::2], strict=False))
@@ -99,6 +194,8 @@ class Group:
 
     def peak_memory_bytes(self) -> int | None:
         """The most memory that was in use, where a group counted it."""
+        if self._kept is not None:
+            return self._kept.peak_memory_bytes()
         place = self._path("memory")
         if place is None:
             return None
@@ -115,7 +212,7 @@ class Group:
         place = self._path("memory")
         if place is None or not _oom_kills(*place):
             return ""
-        own, all_together = self._start.memory_bytes, self._max_memory_bytes
+        own, all_together = self._start.memory_bytes, self._estate.max_memory_bytes
         if own is not None and (
             all_together is None or own <= all_together or peak + _CHARGE_BATCH_BYTES >= own
         ):
@@ -143,6 +240,18 @@ class Group:
         return next(path for hierarchy, path in self._paths if hierarchy.ends_processes)
 
 
+def _paths(estate: Estate, number: int, start: Start) -> list[tuple[Hierarchy, str]]:
+    return [
+        (hierarchy, f"{hierarchy.path}/{number}")
+        for hierarchy in estate.hierarchies
+        if hierarchy.ends_processes or _is_needed(hierarchy, start)
+    ]
+
+
+def _is_without_limits(start: Start) -> bool:
+    return start.cpus is None and start.memory_bytes is None and start.processes is None
+
+
 def _is_needed(hierarchy: Hierarchy, start: Start) -> bool:
     return (
         "memory" in hierarchy.controllers
@@ -151,13 +260,15 @@ def _is_needed(hierarchy: Hierarchy, start: Start) -> bool:
     )
 
 
-def _limit(hierarchy: Hierarchy, path: str, start: Start) -> None:
+def _limit(hierarchy: Hierarchy, path: str, start: Start, *, visitors: int) -> None:
     if start.memory_bytes is not None and "memory" in hierarchy.controllers:
         limit_memory(hierarchy.version, path, start.memory_bytes)
+    _limit_processes(hierarchy, path, start, visitors=visitors)
+
+
+def _limit_processes(hierarchy: Hierarchy, path: str, start: Start, *, visitors: int) -> None:
     if start.processes is not None and "pids" in hierarchy.controllers:
-        cgroups.write(path, "pids.max", str(start.processes))
-    if start.cpus is not None and "cpu" in hierarchy.controllers:
-        _limit_cpus(hierarchy.version, path, start.cpus)
+        cgroups.write(path, "pids.max", str(start.processes + visitors))
 
 
 def limit_memory(version: int, path: str, memory_bytes: int) -> None:
@@ -170,9 +281,11 @@ def limit_memory(version: int, path: str, memory_bytes: int) -> None:
     cgroups.try_write(path, "memory.memsw.limit_in_bytes", str(memory_bytes))
 
 
-def _limit_cpus(version: int, path: str, cpus: float) -> None:
-    quota = max(int(cpus * _PERIOD_MICROSECONDS), _SHORTEST_QUOTA_MICROSECONDS)
-    if version == 2:
+def _limit_cpus(hierarchy: Hierarchy, path: str, start: Start) -> None:
+    if start.cpus is None or "cpu" not in hierarchy.controllers:
+        return
+    quota = max(int(start.cpus * _PERIOD_MICROSECONDS), _SHORTEST_QUOTA_MICROSECONDS)
+    if hierarchy.version == 2:
         cgroups.write(path, "cpu.max", f"{quota} {_PERIOD_MICROSECONDS}")
         return
     cgroups.write(path, "cpu.cfs_period_us", str(_PERIOD_MICROSECONDS))

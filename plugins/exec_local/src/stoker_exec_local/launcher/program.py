@@ -1,7 +1,7 @@
 """Which file a command names, and why it could not be started (RUN-09, RUN-17).
 
-These functions run in the process that was to become the command: as its user, in its folder, and
-where a disk that does not answer holds up nothing else.
+These functions run in the folder of the command: as its user in a process that was to become it, or
+in the launcher itself, where it has no user of its own.
 """
 
 # ruff: noqa: PTH110, PTH112, PTH113, PTH114

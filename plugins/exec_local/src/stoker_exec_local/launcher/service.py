@@ -40,6 +40,8 @@ def serve(descriptor: int) -> None:
 def _serve_with_groups(
     socket: _socket.socket, user: tuple[int, int] | None, estate: Estate
 ) -> None:
+    if user is None:
+        estate.try_homes()
     Watch(socket, socket, user, estate).run()
     while not estate.remove():
         time.sleep(_PAUSE_SECONDS)

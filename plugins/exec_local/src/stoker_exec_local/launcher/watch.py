@@ -8,9 +8,11 @@ import select
 import signal
 
 from stoker_exec_local.launcher import messages
-from stoker_exec_local.launcher.child import become
+from stoker_exec_local.launcher.child import become, why_not_grouped
 from stoker_exec_local.launcher.descendants import descendants, kill_descendants, send_to
 from stoker_exec_local.launcher.group import Group
+from stoker_exec_local.launcher.program import NotStarted
+from stoker_exec_local.launcher.spawning import Spawner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -158,6 +160,7 @@ class Watch(Loop):
         super().__init__(inbox, outbox)
         self._user = user
         self._estate = estate
+        self._spawner = Spawner()
         self._commands: dict[int, Command] = {}
         self._by_pid: dict[int, Command] = {}
         self._by_report: dict[int, Command] = {}
@@ -166,8 +169,47 @@ class Watch(Loop):
         self._next_pause_ms = _SHORTEST_PAUSE_MS
 
     def start(self, number: int, start: Start, pipes: list[int]) -> None:
-        """Fork, and let the child become the command."""
-        group = Group(self._estate, number, start) if self._estate else None
+        """Start the command."""
+        group = self._group(number, start)
+        if self._user is None and self._spawner.can(start, group):
+            self._spawn(number, start, pipes, group)
+        else:
+            self._fork(number, start, pipes, group)
+
+    def _spawn(self, number: int, start: Start, pipes: list[int], group: Group | None) -> None:
+        try:
+            pid = self._spawner.spawn(start, pipes, group)
+        except NotStarted as error:
+            if group is not None:
+                group.remove()
+            self._answers.append((messages.NOT_STARTED, number, *error.facts))
+            return
+        if pid:
+            self._settle(Command(number, pid, group, -1))
+        else:
+            # A child can wait until the program is not busy any more.
+            self._fork(number, start, pipes, self._emptied(group, number, start))
+
+    def _settle(self, command: Command) -> None:
+        self._add(command)
+        try:
+            if command.group is not None:
+                command.group.settle()
+        except OSError as error:
+            command.refusal = why_not_grouped(error).facts
+            self._begin_end(command)
+        else:
+            self._answers.append((messages.STARTED, command.number, command.pid))
+
+    def _group(self, number: int, start: Start) -> Group | None:
+        return Group(self._estate, number, start) if self._estate else None
+
+    def _emptied(self, group: Group | None, number: int, start: Start) -> Group | None:
+        if group is not None:
+            group.remove()
+        return self._group(number, start)
+
+    def _fork(self, number: int, start: Start, pipes: list[int], group: Group | None) -> None:
         parent = os.getpid()
         try:
             report, to_report = os.pipe2(os.O_CLOEXEC)
@@ -182,8 +224,12 @@ class Watch(Loop):
             )
         os.close(to_report)
         command = Command(number, pid, group, report)
-        self._commands[number] = self._by_pid[pid] = self._by_report[report] = command
+        self._by_report[report] = command
         self._poll.register(report, select.POLLIN)
+        self._add(command)
+
+    def _add(self, command: Command) -> None:
+        self._commands[command.number] = self._by_pid[command.pid] = command
         self._is_childless = False
 
     def _has_work(self) -> bool:
@@ -260,17 +306,19 @@ class Watch(Loop):
             return
         facts = _facts(command, status, usage)
         # Whoever has no descendants left needs no end.
-        is_gone = not command.is_ending and self._reap_rest(command)
+        is_gone = not command.is_ending and self._reap_rest(command, is_well=not facts[0])
         self._answers.append((messages.EXITED, command.number, *facts, is_gone))
         if is_gone:
             self._forget(command)
 
-    def _reap_rest(self, command: Command) -> bool:
+    def _reap_rest(self, command: Command, *, is_well: bool) -> bool:
         if command.group is None:
             try:
                 os.waitid(os.P_ALL, 0, _PEEK)
             except ChildProcessError:
                 self._is_childless = True
+        elif is_well:
+            return command.group.give_back()
         return self._is_gone(command)
 
     def _on_childless(self) -> None:

@@ -251,9 +251,10 @@ def _begin_life(folder: Path, user: ProcessUser | None) -> Path:
         path.mkdir()
         path.chmod(PASSABLE)
     if user is not None:
-        # Another user's processes go through to their own folder, and see no other.
-        for path in (folder, life):
-            path.chmod(PASSABLE)
+        # Processes of that user go through to their folders, and nobody else does.
+        folder.chmod(PASSABLE)
+        os.chown(life, -1, user.gid)
+        life.chmod(0o710)
     return life
 
 

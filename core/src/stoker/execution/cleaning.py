@@ -13,6 +13,7 @@ import stat
 import time
 
 from stoker.execution.arrangement import FOLDER_MODE, FileState, LaidFolder
+from stoker.execution.attributes import strip_attributes
 from stoker.execution.open_folders import OpenFolders
 from stoker.execution.removal import remove_entry
 from stoker.spi import ProcessUser
@@ -109,6 +110,7 @@ class Cleaning:
             os.fchmod(descriptor, FOLDER_MODE)
         if self._user is not None and (found.st_uid, found.st_gid) != self._user:
             os.fchown(descriptor, *self._user)
+        strip_attributes(descriptor)
 
     def _look_into(self, descriptor: int, laid: LaidFolder) -> None:
         """Remove what is not as it was laid out, and forget what is not there."""

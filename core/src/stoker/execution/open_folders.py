@@ -19,9 +19,17 @@ def open_folder(name: str, parent: int | None = None) -> int:
     try:
         return os.open(name, FOLDER, dir_fd=parent)
     except PermissionError:
-        # Not for root, who could be made to change what somebody has put in its place.
-        os.chmod(name, 0o700, dir_fd=parent)
+        _permit(name, parent)
         return os.open(name, FOLDER, dir_fd=parent)
+
+
+def _permit(name: str, parent: int | None) -> None:
+    place = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        # By the descriptor, and so not of what somebody has put in the folder's place.
+        os.chmod(f"/proc/self/fd/{place}", 0o700)  # noqa: PTH101  # no pathlib here
+    finally:
+        os.close(place)
 
 
 class OpenFolders:

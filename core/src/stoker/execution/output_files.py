@@ -117,7 +117,8 @@ class OutputFile:
             there = os.lstat(self.location)
         except FileNotFoundError:
             return False
-        return _facts(there) == _facts(self._found)
+        # With another name, somebody could write to it once the lease has run out.
+        return there.st_nlink == 1 and _facts(there) == _facts(self._found)
 
 
 def _facts(status: os.stat_result) -> tuple[int, ...]:
@@ -140,8 +141,7 @@ def _open_readable(location: str) -> int:
     try:
         return os.open(location, _FILE)
     except PermissionError:
-        # Only a server that is not root comes here, and then only its own files can be changed.
-        os.chmod(location, 0o600)
+        _permit(location, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         return os.open(location, _FILE)
 
 
@@ -164,11 +164,21 @@ def open_folder(location: str) -> Iterator[int]:
 
 
 def make_passable(location: str) -> None:
-    """Give the owner all permissions for the folder at `location`. Follows no symbolic link."""
-    descriptor = os.open(location, _PLACE)
+    """Give the owner all permissions for the folder at `location`. Follows no symbolic link.
+
+    Raises FailedPrecondition if it is not at `location` but behind one.
+    """
+    _permit(location, _PLACE, 0o700)
+
+
+def _permit(location: str, flags: int, mode: int) -> None:
+    descriptor = os.open(location, flags)
     try:
-        # By the descriptor: a persistent worker could put a link in place of the folder.
-        os.chmod(f"/proc/self/fd/{descriptor}", 0o700)
+        # By the descriptor: a persistent worker could put a link in place of what is there, or of
+        # a folder on the way, and have the permissions of something else changed.
+        _check_place(descriptor, location)
+        if not stat.S_ISLNK(os.fstat(descriptor).st_mode):
+            os.chmod(f"/proc/self/fd/{descriptor}", mode)
     finally:
         os.close(descriptor)
 

@@ -15,6 +15,7 @@ import os
 import signal
 import stat
 
+from stoker.execution.attributes import has_attributes
 from stoker.execution.process import ActionFolders
 from stoker.execution.removal import empty_folder, remove_tree
 from stoker.spi import ProcessUser
@@ -65,6 +66,7 @@ class PrivateFiles:
                 and self._has_only_its_own()
                 and self._is_same(self._temporary, os.lstat(self._temporary))
                 and not _first_names(self._temporary, 1)
+                and not has_attributes(self._temporary)
                 and all(map(self._is_unused, self._streams))
             )
         except OSError:
@@ -94,7 +96,9 @@ class PrivateFiles:
     def _renew_temporary(self) -> None:
         if os.path.isdir(self._temporary) and not os.path.islink(self._temporary):
             empty_folder(self._temporary)
-            if self._is_same(self._temporary, os.lstat(self._temporary)):
+            if self._is_same(self._temporary, os.lstat(self._temporary)) and not has_attributes(
+                self._temporary
+            ):
                 return
         remove_tree(self._temporary)
         self._make_temporary()

@@ -5,7 +5,7 @@ Pure: no await, no clock, no disk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from stoker.storage.input_tree import InputDirectory, InputTree
@@ -70,8 +70,11 @@ class RootPool(Generic[LaidT]):
     def give_back(self, root: LaidT) -> list[LaidT]:
         """Keep `root`. Returns those that give way, which may be `root` itself."""
         self._idle.append(root)
+        if self._is_too_much([root]):
+            # Alone: the others would have to go first, and then it all the same.
+            return [self._idle.pop()]
         leaving = []
-        while self._is_too_much():
+        while self._is_too_much(self._idle):
             leaving.append(self._idle.pop(0))
         return leaving
 
@@ -79,10 +82,10 @@ class RootPool(Generic[LaidT]):
         """The root that was not used for longest, which is kept no more."""
         return self._idle.pop(0) if self._idle else None
 
-    def _is_too_much(self) -> bool:
-        held = [root.directory for root in self._idle if root.directory is not None]
+    def _is_too_much(self, roots: Collection[LaidT]) -> bool:
+        held = [root.directory for root in roots if root.directory is not None]
         return (
-            len(self._idle) > self._max_roots
+            len(roots) > self._max_roots
             or sum(directory.entries for directory in held) > self._max_entries
             or sum(directory.size_bytes for directory in held) > self._max_bytes
         )

@@ -152,8 +152,12 @@ class Uploads:
 
     def _open(self, location: str) -> OutputFile:
         file = OutputFile(location)
-        if self._gives_files:
-            file.settle()
+        try:
+            if self._gives_files:
+                file.settle()
+        except BaseException:
+            file.close()
+            raise
         return file
 
     async def _hash(self, file: OutputFile) -> Digest:

@@ -21,6 +21,8 @@ from stoker.resources import Request, Share, requested
 from stoker.scheduler.matching import Offer, differences, requirements, satisfies
 from stoker.scheduler.occupancy import Occupancy
 
+_FEW_VOID = 32
+
 
 class Stage(Enum):
     """Where a task stands."""
@@ -85,6 +87,7 @@ class Group:
     """
 
     _waiting: list[tuple[tuple[int, int], Task]] = field(default_factory=list)
+    _void: int = 0
 
     def push(self, task: Task) -> None:
         """Place `task` by its rank. An entry that it had at another rank is void."""
@@ -97,7 +100,21 @@ class Group:
             if task.stage is Stage.QUEUED and task.rank == rank:
                 return task
             heapq.heappop(self._waiting)
+            self._void = max(0, self._void - 1)
         return None
+
+    def note_void(self) -> None:
+        """An entry has become void. When many are, they are all dropped: behind a head that waits
+        for long they would else be kept, with their actions, for as long."""
+        self._void += 1
+        if self._void > len(self._waiting) // 2 + _FEW_VOID:
+            self._waiting = [
+                (rank, task)
+                for rank, task in self._waiting
+                if task.stage is Stage.QUEUED and task.rank == rank
+            ]
+            heapq.heapify(self._waiting)
+            self._void = 0
 
 
 class Queue:
@@ -168,7 +185,10 @@ class Queue:
         if task.stage is Stage.COMPLETED:
             return []
         self._count(task, -1)
+        waited = task.stage is Stage.QUEUED
         task.stage = Stage.COMPLETED
+        if waited:
+            self._groups[task.kind].note_void()
         del self._in_flight[task.merge_key]
         self._forget_if_empty(task.kind)
         return self._assign()
@@ -291,6 +311,7 @@ class Queue:
             return
         task.priority = priority
         if task.stage is Stage.QUEUED:
+            self._groups[task.kind].note_void()
             self._groups[task.kind].push(task)
 
     def _count(self, task: Task, change: int) -> None:

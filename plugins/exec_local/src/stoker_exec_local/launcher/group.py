@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from stoker_exec_local.launcher.messages import Start
 
 _MOST_IDLE = 16
+_ROOM_FOR_VISITORS = 64
 _PERIOD_MICROSECONDS = 100_000
 _SHORTEST_QUOTA_MICROSECONDS = 1_000
 # Memory is charged in batches: the peak may stay this much below a limit that was reached.
@@ -79,12 +80,20 @@ class Estate:
         """What all processes together may use, if that is bounded."""
         self.can_be_visited = False
         """Whether the launcher can go into groups and come back; see `try_homes`."""
-        self.idle: list[Kept] = []
-        """Groups of no process, as good as new."""
+        self.idle: list[tuple[int | None, Kept]] = []
+        """Groups of no process, as good as new, each with its limit on processes."""
 
     def try_homes(self) -> None:
         """Find out whether the launcher may leave its groups: it may where it can come back."""
         self.can_be_visited = all(hierarchy.try_home() for hierarchy in self.hierarchies)
+
+    def take_idle(self, processes: int | None) -> Kept | None:
+        """A group of no process that has this limit on processes, if there is one."""
+        for number, (limit, kept) in enumerate(self.idle):
+            if limit == processes:
+                del self.idle[number]
+                return kept
+        return None
 
     def remove(self) -> bool:
         """Remove the folders themselves, which must be empty. Returns whether they are gone."""
@@ -98,8 +107,8 @@ class Group:
     def __init__(self, estate: Estate, number: int, start: Start) -> None:
         self._start = start
         self._estate = estate
-        self._can_be_kept = estate.can_be_visited and _is_without_limits(start)
-        self._kept = estate.idle.pop() if self._can_be_kept and estate.idle else None
+        self._can_be_kept = estate.can_be_visited and _may_be_kept(start)
+        self._kept = estate.take_idle(start.processes) if self._can_be_kept else None
         self._paths = self._kept.paths if self._kept else _paths(estate, number, start)
         self._left = [path for _, path in self._paths]
 
@@ -136,6 +145,8 @@ class Group:
 
     def settle(self) -> None:
         """Set what would have hindered the launcher, now that it has left. Raises OSError."""
+        if self._kept is not None:
+            return
         for hierarchy, path in self._paths:
             _limit_processes(hierarchy, path, self._start, visitors=0)
             # With little time for the group, the launcher would have stood still as well.
@@ -170,7 +181,7 @@ class Group:
             self._kept.cpu_seconds()
         if not self._kept.reset():
             return False
-        idle.append(self._kept)
+        idle.append((self._start.processes, self._kept))
         return True
 
     def remove(self) -> bool:
@@ -248,8 +259,11 @@ def _paths(estate: Estate, number: int, start: Start) -> list[tuple[Hierarchy, s
     ]
 
 
-def _is_without_limits(start: Start) -> bool:
-    return start.cpus is None and start.memory_bytes is None and start.processes is None
+def _may_be_kept(start: Start) -> bool:
+    if start.cpus is not None or start.memory_bytes is not None:
+        return False
+    # The launcher is a process too, while it is there to start the next one.
+    return start.processes is None or start.processes >= _ROOM_FOR_VISITORS
 
 
 def _is_needed(hierarchy: Hierarchy, start: Start) -> bool:

@@ -1,8 +1,9 @@
 """Control groups that serve one process after another.
 
 To make a group, to open its files and to remove it takes longer than all else that the launcher
-does for a small process. One without limits is used again if it is as good as new: empty, with
-next to nothing charged to it, and never short of memory.
+does for a small process. One without limits, but for one on processes that stays as it is, is used
+again if it is as good as new: empty, with next to nothing charged to it, and never short of
+anything.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Kept:
         """What was used by those that are gone, in microseconds."""
         self._all: list[int] = []
         self._own_thread: list[int] = []
-        self._memory = self._usage = self._peak = -1
+        self._memory = self._usage = self._peak = self._processes = -1
         try:
             for place, path in paths:
                 self._open_all(place, path)
@@ -48,6 +49,8 @@ class Kept:
             self._path_of_end = path
             self._members = self._open(f"{path}/cgroup.procs", os.O_RDONLY)
             self._open_cpu(path)
+        if "pids" in place.controllers:
+            self._processes = self._open(f"{path}/pids.events", os.O_RDONLY)
         if "memory" in place.controllers:
             self._memory = self._open(f"{path}/memory.oom_control", os.O_RDONLY)
             self._usage = self._open(f"{path}/memory.usage_in_bytes", os.O_RDONLY)
@@ -87,7 +90,7 @@ class Kept:
 
     def reset(self) -> bool:
         """Whether the groups are as new for another process. Raises OSError."""
-        if os.pread(self._members, 1, 0):
+        if os.pread(self._members, 1, 0) or self._was_short_of_processes():
             return False
         if os.stat(self._path_of_end).st_nlink != _LINKS_OF_AN_EMPTY_FOLDER:  # noqa: PTH116
             return False
@@ -99,6 +102,11 @@ class Kept:
             return False
         os.pwrite(self._peak, b"0", 0)
         return True
+
+    def _was_short_of_processes(self) -> bool:
+        if self._processes == -1:
+            return False
+        return b"max 0" not in os.pread(self._processes, _LONGEST_FILE, 0)
 
     def close(self) -> None:
         """Give the files back."""

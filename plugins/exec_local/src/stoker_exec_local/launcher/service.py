@@ -31,6 +31,8 @@ def serve(descriptor: int) -> None:
     # What exists now is never looked at again, so that forks do not copy it.
     gc.freeze()
     gc.disable()
+    # Whatever the server's own is: it shows in the permissions of outputs.
+    os.umask(0o022)
     if estate is None:
         Supervisors(socket, socket, user).run()
     else:

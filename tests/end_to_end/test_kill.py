@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -116,6 +117,11 @@ class Calls:
         return b"".join(response.data for response in responses)
 
 
+def parts_below(folder: Path) -> list[str]:
+    """Unfinished files. Folders of earlier actions go meanwhile, which os.walk does not mind."""
+    return [name for _, _, names in os.walk(folder) for name in names if name.endswith(".part")]
+
+
 def test_fifty_kills(tmp_path: Path) -> None:
     load = Load(seed=50)
     confirmed: set[Digest] = set()
@@ -124,7 +130,7 @@ def test_fifty_kills(tmp_path: Path) -> None:
     for round_ in range(ROUNDS):
         with open_server_process(tmp_path / "server") as server:
             calls = Calls(server.address)
-            assert not list((tmp_path / "server").rglob("*.part")), f"round {round_}"
+            assert not parts_below(tmp_path / "server"), f"round {round_}"
             check_all(calls, load, confirmed, outputs)
             uploads, streams = [], []
             for index in range(load.rng.randrange(1, 12)):

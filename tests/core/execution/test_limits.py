@@ -111,16 +111,16 @@ async def test_a_timeout_tells_what_was_used(
     assert facts_of(outcome)["peak_memory_bytes"] == 2**30
 
 
-SETTINGS = ExecutionSettings(default_memory_bytes=1000, max_processes=50)
+SETTINGS = ExecutionSettings(default_memory_bytes=100_000_000, max_processes=50)
 
 
 @pytest.mark.parametrize(
     ("platform", "settings", "limits"),
     [
         ({}, ExecutionSettings(), Limits(processes=4096)),
-        ({}, SETTINGS, Limits(memory_bytes=1000, processes=50)),
-        ({"memory": "5KB"}, SETTINGS, Limits(memory_bytes=5000, processes=50)),
-        ({"cpus": "2"}, SETTINGS, Limits(memory_bytes=1000, processes=50)),
+        ({}, SETTINGS, Limits(memory_bytes=100_000_000, processes=50)),
+        ({"memory": "50MB"}, SETTINGS, Limits(memory_bytes=50_000_000, processes=50)),
+        ({"cpus": "2"}, SETTINGS, Limits(memory_bytes=100_000_000, processes=50)),
         ({"cpus": "2"}, ExecutionSettings(enforce_cpus=True), Limits(cpus=2.0, processes=4096)),
         ({}, ExecutionSettings(enforce_cpus=True), Limits(processes=4096)),
     ],

@@ -112,19 +112,21 @@ class Room:
         self.check_size(part.size_bytes + size_bytes)
         needed = disk_bytes(part.size_bytes + size_bytes) - part.taken_bytes
         while not self.ledger.try_take(needed):
+            # Before: what the filling of the index had in hand just now could not be evicted.
+            was_counted = self.is_counted
             if self._make_room(needed):
                 continue
-            if not self.is_counted or not self.reclaim():
-                raise self._no_room(needed)
+            if not was_counted or not self.reclaim():
+                raise self._no_room(needed, was_counted=was_counted)
         part.taken_bytes += needed
 
-    def _no_room(self, needed: int) -> StorageFull:
+    def _no_room(self, needed: int, *, was_counted: bool) -> StorageFull:
         message = (
             f"no room for {needed} bytes: {self.ledger.used_bytes} of "
             f"max_bytes = {self.bounds.max_bytes} are in use, and nothing may be evicted: "
             f"it is being used, or was within min_life_seconds"
         )
-        return StorageFull(message) if self.is_counted else NotCountedYet(message)
+        return StorageFull(message) if was_counted else NotCountedYet(message)
 
     def _give_back(self, part: Part) -> None:
         taken, part.taken_bytes = part.taken_bytes, 0

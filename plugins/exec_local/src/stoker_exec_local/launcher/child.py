@@ -15,7 +15,7 @@ import time
 
 from stoker_exec_local.launcher import system
 from stoker_exec_local.launcher.descendants import count_tasks_of_user
-from stoker_exec_local.launcher.messages import UNAVAILABLE, Start
+from stoker_exec_local.launcher.messages import UNAVAILABLE, UNMET, Start
 from stoker_exec_local.launcher.program import (
     NotStarted,
     find_program,
@@ -62,7 +62,7 @@ def become(
     except NotStarted as error:
         os.write(report, marshal.dumps(error.facts))
     except BaseException as error:  # noqa: BLE001  # no fork of the launcher may go on as it
-        os.write(report, marshal.dumps((UNAVAILABLE, f"no process can be prepared: {error!r}")))
+        os.write(report, marshal.dumps(_why_not_prepared(error, start)))
     finally:
         os._exit(1)
 
@@ -95,6 +95,13 @@ def _become(
         _execute(program, start)
     except (OSError, ValueError) as error:
         raise why_not_executed(error, start.argv[0], program) from error
+
+
+def _why_not_prepared(error: BaseException, start: Start) -> tuple[str, str]:
+    limit = start.memory_bytes
+    if limit is not None and isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return UNMET, f"a memory limit of {limit} bytes is too low for a process to be started"
+    return UNAVAILABLE, f"no process can be prepared: {error!r}"
 
 
 def create(group: Group, *, visited: bool) -> None:

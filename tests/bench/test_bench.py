@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,13 @@ ROWS = {
     "write": 4,
     "find missing": 4,
     "action-cache hit": 2,
-    "action of `true`": 2,
+    "fresh root": 2,
+    "the same again": 3,
+    "cleaning after": 2,
+    "`true` by": 3,
+    "action of `true`": 12 if shutil.which("bwrap") else 6,
+    "200 outputs": 1,
+    "output of": 2,
     "worker action": 3,
     "blobs of 4 KiB": 4,
     "blob of": 4,

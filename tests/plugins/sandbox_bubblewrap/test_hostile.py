@@ -73,7 +73,7 @@ async def test_an_action_reads_nothing_of_the_server(tmp_path: Path, inputs: str
         'umount -l "$1/state/action/root"; '
         'chroot /proc/1/root cat "$1/stoker.toml"; nsenter -t 1 -a cat "$1/stoker.toml"; '
         'unshare -Urm sh -c "umount -l /tmp; cat $1/stoker.toml"; '
-        'ls "$1" "$1/state" "$1/store"; echo tried; cat ~/* /root/* /home/*/*'
+        'ls "$1" "$1/state" "$1/store"; echo tried; cat ~/* ~root/* /home/*/*'
     )
     await trio.run_process(
         [sys.executable, "-c", SERVER, str(tmp_path), inputs, text],

@@ -78,9 +78,9 @@ def _rows(target: _Target, pair: Pair, per_second: float) -> list[Row]:
         target.what, "starting `true`", unit="ms", per_second=per_second, at_most=bound
     )
     cpu = pair.cpu_row(
-        f"{target.what}, processor time of the server",
-        "starting `true`, of the program that starts",
-        unit="ms",
+        target.what,
+        "starting `true`",
+        unit="ms CPU",
         per_second=per_second,
     )
     return [wall, cpu]

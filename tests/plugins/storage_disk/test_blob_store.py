@@ -428,6 +428,9 @@ async def test_unreadable_is_not_missing(store: BlobStore, tmp_path: Path) -> No
 
 async def test_fifo_in_a_blobs_place_holds_up_no_reader(store: BlobStore, tmp_path: Path) -> None:
     digest, _ = blob("a fifo", 100)
+    # Filling the index of a new folder removes what has not the size of its name.
+    async with store.scrub() as findings:
+        assert [finding async for finding in findings] == []
     file = file_of(tmp_path, digest)
     file.parent.mkdir(parents=True)
     os.mkfifo(file)

@@ -27,7 +27,7 @@ from stoker.scheduler.scheduler import SchedulerSettings
 from stoker.spi import ActionCacheName, BlobStoreName, Settings, resolve_path
 from stoker.storage.completeness import MAX_TREE_BYTES
 from stoker.tables import convert_table, nearest, quoted, references, toml_type
-from stoker.workers.pool import WorkerSettings
+from stoker.workers.settings import WorkerSettings
 
 StrategyName = Annotated[str, msgspec.Meta(extra={"refers_to": "strategies"})]
 SandboxName = Annotated[str, msgspec.Meta(extra={"refers_to": "sandboxes"})]

@@ -571,6 +571,13 @@ class Process(abc.ABC):
     def terminate(self) -> None:
         """Ask the whole process tree to end (SIGTERM), without waiting. No error if it is gone."""
 
+    async def measure_memory(self) -> int | None:
+        """How many bytes the process uses now, with all that came of it; None if nobody can tell.
+
+        A measurement may take a moment and is asked for every few seconds. It raises nothing.
+        """
+        return None
+
 
 class ExecutionStrategy(abc.ABC):
     """A way to start processes. Calls may overlap."""
@@ -589,6 +596,17 @@ class ExecutionStrategy(abc.ABC):
         Logged at start and told by ``stoker check``.
         """
         return ()
+
+    async def identify_surroundings(self, properties: Mapping[str, tuple[str, ...]]) -> str:
+        """What else than its specification tells how a process of these properties runs, such as
+        the digest of the image that their ``container-image`` stands for now.
+
+        Persistent workers are never shared between surroundings that differ. Empty by default.
+        Raises FailedPrecondition when the platform asks for what this strategy cannot give,
+        Unavailable otherwise.
+        """
+        del properties
+        return ""
 
     @abc.abstractmethod
     def start(self, spec: ProcessSpec) -> AbstractAsyncContextManager[Process]:

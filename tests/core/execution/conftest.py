@@ -21,7 +21,7 @@ from stoker.storage.input_tree import InputTree
 from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.tree_cache import read_input_tree
 from stoker.storage.verifying import VerifyingBlobStore
-from stoker.workers.pool import WorkerSettings
+from stoker.workers.settings import WorkerSettings
 from stoker_exec_local import open_local
 
 Entries = Mapping[str, "bytes | str | reapi.FileNode | Entries"]

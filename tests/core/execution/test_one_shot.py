@@ -31,7 +31,7 @@ from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import Process, ProcessSpec, Sandbox
 from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.verifying import VerifyingBlobStore
-from stoker.workers.pool import WorkerSettings
+from stoker.workers.settings import WorkerSettings
 
 Rig = Any
 Cas = Any

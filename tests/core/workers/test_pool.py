@@ -18,7 +18,8 @@ from stoker.errors import FailedPrecondition, Unavailable
 from stoker.execution.input_root import InputRoot
 from stoker.spi import ProcessSpec, ProcessUser, Sandbox
 from stoker.workers.failure import WorkerFailed
-from stoker.workers.pool import WorkerSettings, open_worker_pool
+from stoker.workers.pool import open_worker_pool
+from stoker.workers.settings import WorkerSettings
 from stoker_exec_local import open_local
 
 from .workshop import PROTOCOLS, Workshop, is_alive, read_report, wait_until_gone

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from stoker.action import Platform
 from stoker.spi import ExecutionStrategy, Exit, Process, ProcessSpec, Sandbox
 
 
@@ -37,6 +38,10 @@ class Enclosed(ExecutionStrategy):
             )
         return "inputs are copies: neither strategy nor sandbox keeps actions from changing blobs"
 
+    async def identify_surroundings(self, properties: Platform) -> str:
+        """The strategy's: within a sandbox nothing else decides."""
+        return await self._strategy.identify_surroundings(properties)
+
     @asynccontextmanager
     async def start(self, spec: ProcessSpec) -> AsyncIterator[Process]:
         """Raises what either raises; where the sandbox cannot enclose, nothing is started."""
@@ -60,3 +65,6 @@ class _EnclosedProcess(Process):
 
     def terminate(self) -> None:
         self._process.terminate()
+
+    async def measure_memory(self) -> int | None:
+        return await self._process.measure_memory()

@@ -23,7 +23,8 @@ from stoker.spi import BlobStore, ExecutionStrategy, ProcessUser, WorkerProtocol
 from stoker.storage.input_tree import InputTree
 from stoker.storage.tree_cache import InputTrees
 from stoker.workers.plan import WorkerPlan, plan_worker
-from stoker.workers.pool import WorkerPool, WorkerSettings, open_worker_pool
+from stoker.workers.pool import WorkerPool, open_worker_pool
+from stoker.workers.settings import WorkerSettings
 
 
 class Executor:

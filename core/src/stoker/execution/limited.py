@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
+from stoker.action import Platform
 from stoker.execution.settings import ExecutionSettings
 from stoker.spi import ExecutionStrategy, Process, ProcessSpec
 
@@ -21,6 +22,10 @@ class Limited(ExecutionStrategy):
     def enforcement(self) -> Sequence[str]:
         """What is asked of the strategy, and what that says of itself."""
         return (*self._settings.sentences(), *self._strategy.enforcement())
+
+    async def identify_surroundings(self, properties: Platform) -> str:
+        """The strategy's."""
+        return await self._strategy.identify_surroundings(properties)
 
     def start(self, spec: ProcessSpec) -> AbstractAsyncContextManager[Process]:
         """Raises InvalidRequest for a platform that asks for no amount of anything, and what

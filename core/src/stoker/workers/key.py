@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, fields
+
+
+class Mode(enum.Enum):
+    """How requests share a process."""
+
+    SINGLEPLEX = "singleplex"
+    """One after the other."""
+    MULTIPLEX = "multiplex"
+    """Several at a time, in one folder."""
+    SANDBOXED_MULTIPLEX = "sandboxed multiplex"
+    """Several at a time, each in a folder of its own that its request names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +36,9 @@ class WorkerKey:
     """The command's variables, in order of their names."""
     working_directory: str
     protocol: str
+    mode: Mode = Mode.SINGLEPLEX
+    surroundings: str = ""
+    """What the strategy says of where it runs, such as the digest of a container's image."""
     tools: str
     """The hash of the tool's files that stoker computes itself."""
 

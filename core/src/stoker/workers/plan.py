@@ -27,6 +27,18 @@ DEFAULT_PROTOCOL = "proto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerTerms:
+    """How workers are kept that serve a plan. No part of the key: they follow from it."""
+
+    max_workers_per_key: int = 4
+    max_workers_per_mnemonic: int | None = None
+    max_requests: int | None = None
+    max_requests_in_flight: int = 1
+    """1 unless the worker is a multiplex one."""
+    high_priority: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPlan:
     """How an action would be given to a worker."""
 
@@ -38,6 +50,12 @@ class WorkerPlan:
     """The arguments of the request, before they are expanded."""
     tools: frozenset[str]
     """Paths of the tool's files, relative to the input root. Never a flag file."""
+    name: str = ""
+    """What its workers are counted and named by: the mnemonic, or what stands for it."""
+    terms: WorkerTerms = WorkerTerms()
+    cancellable: bool = False
+    """Whether its workers heed cancel requests."""
+    verbosity: int = 0
 
 
 def plan_worker(

@@ -8,18 +8,17 @@ import re
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Annotated, Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-import msgspec
 import structlog
 import trio
 
-from stoker import spi
 from stoker.action import LoadedAction
 from stoker.errors import StokerError, Unavailable
 from stoker.spi import ExecutionStrategy, ProcessSpec, ProcessUser, WorkerProtocol
 from stoker.workers.places import Places, Ticket
 from stoker.workers.plan import WorkerPlan
+from stoker.workers.settings import WorkerSettings
 from stoker.workers.worker import Worker, WorkerMachinery
 
 _log = structlog.get_logger(__name__)
@@ -33,23 +32,6 @@ class Root(Protocol):
 
 
 RootT = TypeVar("RootT", bound=Root)
-
-
-class WorkerSettings(spi.Settings, frozen=True):
-    """How many workers there may be, and for how long."""
-
-    max_workers: Annotated[int, msgspec.Meta(ge=1)] = 16
-    """How many processes there may be at once, idle ones included. When all places are taken,
-    the idle worker that was not used for longest makes way for one of another key."""
-    max_workers_per_key: Annotated[int, msgspec.Meta(ge=1)] = 4
-    """How many of those may be interchangeable."""
-    idle_seconds: Annotated[float, msgspec.Meta(gt=0)] = 300.0
-    """After how long without a request a worker is ended."""
-    max_response_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 * 1024 * 1024
-    """How large one response may be."""
-    shutdown_grace_seconds: Annotated[float, msgspec.Meta(ge=0)] = 5.0
-    """How long an idle worker may take to end after its stdin was closed, and again after
-    SIGTERM, before it is killed."""
 
 
 class WorkerCounts(NamedTuple):

@@ -1,0 +1,75 @@
+"""What a pool tells of its workers, for those who run the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stoker.workers.key import WorkerKey
+
+State = Literal["starting", "idle", "busy", "recovering", "ending"]
+"""`recovering`: a request was given up, and its answer is still awaited."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """One worker at one moment."""
+
+    name: str
+    process: str
+    """Such as ``process 4711``."""
+    state: State
+    in_flight: int
+    """Requests that it has and has not answered."""
+    served: int
+    """Requests that it has answered."""
+    memory_bytes: int | None
+    """When it was measured last; None before, and where it cannot be."""
+    age_seconds: float
+    idle_seconds: float
+    """For how long it has had nothing to do."""
+    log: str
+    """Where its stderr is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyReport:
+    """The workers of one key at one moment, and what its actions met with since the server began,
+    or since the key was forgotten last: keys without workers are remembered for a while."""
+
+    key: WorkerKey
+    mnemonic: str
+    workers: Sequence[WorkerReport]
+    waiting: int
+    """Actions that wait for a worker of this key."""
+    hits: int
+    """Actions that got a warm worker."""
+    misses: Mapping[str, int]
+    """Actions that a worker was started for, by the reason: ``first``, ``busy`` where all
+    interchangeable workers were busy, ``retired``, ``expired``, ``evicted``, ``failed`` for what
+    has become of the last one, or ``key`` where the nearest key that has had a worker differs."""
+    nearest_key_differs_in: tuple[str, ...]
+    """The components of the key in which the nearest other key differed when this one was new."""
+    last_error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolReport:
+    """All of a pool at one moment."""
+
+    max_workers: int
+    places: int
+    """Processes that are there, or begin or end."""
+    waiting: int
+    memory_bytes: int | None
+    """What all workers used together when they were measured last."""
+    max_memory_bytes: int | None
+    hits: int
+    misses: Mapping[str, int]
+    """By the reason, as for `KeyReport`; ``key:argv`` and the like name each component in which
+    the nearest key differed."""
+    ended: Mapping[str, int] = field(default_factory=dict)
+    """Workers that have ended, by the reason: ``retired``, ``expired``, ``evicted``,
+    ``invocation``, ``failed``, ``closed``."""
+    keys: Sequence[KeyReport] = ()

@@ -12,6 +12,7 @@ import pytest
 from stoker import spi
 from stoker.machine import usable_memory_bytes
 from stoker.testing.execution_strategy_laws import Workplace, outcome, run
+from stoker_exec_local.enforcement import enforcement
 from stoker_exec_local.hierarchies import find_places
 from stoker_exec_local.memory import default_max_memory_bytes
 
@@ -81,6 +82,17 @@ async def test_another_user_cannot_change_what_is_the_servers(  # RUN-02
     after = blob.stat()
     assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
     assert (place.root / "moved").exists()
+
+
+@pytest.mark.parametrize(("setting", "is_degraded"), [("0\n", True), ("1\n", False)])
+def test_links_to_what_another_user_cannot_read_are_told(
+    tmp_path: Path, setting: str, is_degraded: bool
+) -> None:
+    protected_hardlinks = tmp_path / "protected_hardlinks"
+    protected_hardlinks.write_text(setting)
+    told = enforcement(None, [], spi.ProcessUser(1, 1), None, protected_hardlinks)
+    found = [text for text in told if "protected_hardlinks" in text]
+    assert [text.startswith("degraded:") for text in found] == [True] * is_degraded
 
 
 async def test_a_program_that_only_others_may_execute_is_named(  # RUN-17

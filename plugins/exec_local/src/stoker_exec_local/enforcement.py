@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from stoker import spi
 from stoker_exec_local.estate import Land
+
+_UNPROTECTED_LINKS = (
+    "degraded: fs.protected_hardlinks is 0, so processes may link to files that they cannot read, "
+    "and leave such a link as an output that is stored with the file's content; set it to 1"
+)
 
 
 def enforcement(
@@ -14,12 +20,14 @@ def enforcement(
     problems: Sequence[str],
     user: spi.ProcessUser | None,
     max_memory_bytes: int | None,
+    protected_hardlinks: Path = Path("/proc/sys/fs/protected_hardlinks"),
 ) -> list[str]:
     """Sentences for `ExecutionStrategy.enforcement`."""
     controllers = land.controllers if land is not None else frozenset()
     is_root = user is None and os.geteuid() == 0
     return [
         _user(user),
+        *_links(user, protected_hardlinks),
         _trees(land, problems),
         _memory(controllers),
         _all_memory(controllers, max_memory_bytes),
@@ -32,6 +40,19 @@ def _user(user: spi.ProcessUser | None) -> str:
     if user is None:
         return "processes run as the server's own user, and reach what it reaches"
     return f"processes run as uid {user.uid}, gid {user.gid}"
+
+
+def _links(user: spi.ProcessUser | None, protected_hardlinks: Path) -> list[str]:
+    if user is None or _is_set(protected_hardlinks):
+        return []
+    return [_UNPROTECTED_LINKS]
+
+
+def _is_set(setting: Path) -> bool:
+    try:
+        return setting.read_text().strip() != "0"
+    except OSError:
+        return False
 
 
 def _trees(land: Land | None, problems: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ ROWS = {
     "the same again": 3,
     "cleaning after": 2,
     "`true` by": 3,
+    "bare call": 3,
     "action of `true`": 12 if shutil.which("bwrap") else 6,
     "200 outputs": 1,
     "output of": 2,

@@ -559,6 +559,11 @@ class Process(abc.ABC):
     stdin: trio.abc.SendStream | None = None
     stdout: trio.abc.ReceiveStream | None = None
     """Pipes, where the specification asked for them."""
+    started_ns: int | None = None
+    """When it began, by the clock of time.monotonic_ns, where that was a while before its context
+    was entered."""
+    has_exited: bool = False
+    """Whether `wait` would return at once. False says nothing."""
 
     @abc.abstractmethod
     async def wait(self) -> Exit:

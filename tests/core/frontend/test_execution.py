@@ -109,6 +109,11 @@ async def test_a_change_that_is_over_at_once_is_not_told(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # OPS-01, OPS-06
     stages = reapi.ExecutionStage
+    monkeypatch.setattr(execution, "FIRST_WITHIN_SECONDS", 60)
+    short = await execute(client, await client.put_action("sh", "-c", ":"))
+    assert [metadata_of(o).stage for o in short] == [stages.COMPLETED]
+    assert short[0].name
+    monkeypatch.setattr(execution, "FIRST_WITHIN_SECONDS", 0)
     monkeypatch.setattr(execution, "BRIEF_SECONDS", 60)
     brief = await execute(client, await client.put_action("true"))
     assert [metadata_of(o).stage for o in brief] == [stages.QUEUED, stages.COMPLETED]

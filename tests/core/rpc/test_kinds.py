@@ -73,6 +73,20 @@ async def test_unary_stream(serve: Any, count: Any) -> None:
     assert received == list(range(count))
 
 
+async def test_unary_stream_with_its_request_at_the_beginning(serve: Any) -> None:
+    running = await serve(METHODS)
+    received = []
+    async with (
+        open_channel(running.target) as channel,
+        channel.open_stream("/test.Service/CountTo", bytes, only_request=b"3") as stream,
+    ):
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.send(b"4")
+        while (message := await stream.receive()) is not None:
+            received.append(int(message))
+    assert received == [0, 1, 2]
+
+
 async def test_stream_unary(serve: Any) -> None:
     running = await serve(METHODS)
     async with (

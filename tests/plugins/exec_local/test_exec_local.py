@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,24 @@ async def test_output_files_are_private(strategy: spi.ExecutionStrategy, place: 
     await run(strategy, place.spec("true"))
     assert place.stdout.stat().st_mode & 0o777 == 0o600
     assert place.stderr.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_start_that_is_told_with_the_end_is_told_when_it_was(
+    strategy: spi.ExecutionStrategy, place: Workplace
+) -> None:
+    before_ns = time.monotonic_ns()
+    async with strategy.start(place.spec("true")) as process:
+        assert process.started_ns is not None
+        assert before_ns <= process.started_ns <= time.monotonic_ns()
+        assert without_usage(await process.wait()) == spi.Exit(0)
+        assert process.has_exited
+
+
+async def test_the_start_of_a_process_that_lasts_is_told_before_its_end(
+    strategy: spi.ExecutionStrategy, place: Workplace
+) -> None:
+    async with strategy.start(place.spec("sleep", "1000")) as process:
+        assert not process.has_exited
 
 
 async def test_a_session_opened_below_a_living_parent_is_killed(

@@ -109,10 +109,8 @@ class Blobs:
         """
         request = bytestream_pb2.ReadRequest(resource_name=self._prefix() + read_name(digest))
         async with self._calls.stream(
-            f"{_BYTE_STREAM}/Read", bytestream_pb2.ReadResponse
+            f"{_BYTE_STREAM}/Read", bytestream_pb2.ReadResponse, request
         ) as stream:
-            await stream.send(request)
-            await stream.send_eof()
             yield BlobChunks(digest, stream)
 
     async def download_file(self, digest: Digest, path: Path, *, executable: bool = False) -> None:

@@ -37,7 +37,10 @@ class Calls:
         )
 
     def stream(
-        self, method: str, response_type: type[ResponseT]
+        self, method: str, response_type: type[ResponseT], only_request: Message | None = None
     ) -> AbstractAsyncContextManager[ClientStream[ResponseT]]:
-        """Call a method message by message. Leaving the context cancels what is not over."""
-        return self._channel.open_stream(method, response_type, metadata=self._metadata)
+        """Call a method message by message, with one request if it is given here. Leaving the
+        context cancels what is not over."""
+        return self._channel.open_stream(
+            method, response_type, metadata=self._metadata, only_request=only_request
+        )

@@ -63,13 +63,10 @@ class Operations(AsyncIterator[operations_pb2.Operation]):
 
     async def _open_stream(self) -> ClientStream[operations_pb2.Operation]:
         method = "WaitExecution" if self.name else "Execute"
-        stream = await self._exits.enter_async_context(
-            self._calls.stream(f"{_EXECUTION}/{method}", operations_pb2.Operation)
+        request = reapi.WaitExecutionRequest(name=self.name) if self.name else self._request
+        return await self._exits.enter_async_context(
+            self._calls.stream(f"{_EXECUTION}/{method}", operations_pb2.Operation, request)
         )
-        wait = reapi.WaitExecutionRequest(name=self.name)
-        await stream.send(wait if self.name else self._request)
-        await stream.send_eof()
-        return stream
 
     async def _recover(self, error: RpcError) -> None:
         self._stream = None

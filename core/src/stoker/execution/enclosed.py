@@ -57,8 +57,13 @@ class _EnclosedProcess(Process):
         self.name = process.name
         self.stdin = process.stdin
         self.stdout = process.stdout
+        self.started_ns = process.started_ns
         self._process = process
         self._sandbox = sandbox
+
+    @property
+    def has_exited(self) -> bool:  # type: ignore[override]  # it is for others to read only
+        return self._process.has_exited
 
     async def wait(self) -> Exit:
         return self._sandbox.read_exit(await self._process.wait())

@@ -61,12 +61,14 @@ class OneShot:
         try:
             async with self._strategy.start(spec) as process:
                 # Once more: what came before is not the command's time (RUN-20).
-                run.stages.mark("execution_start")
+                run.stages.mark("execution_start", process.started_ns)
                 return await self._wait(process, run.limit_seconds)
         finally:
             run.stages.mark("execution_completed")
 
     async def _wait(self, process: Process, limit_seconds: float) -> _Stop:
+        if process.has_exited:
+            return _Stop(await process.wait(), timed_out=False)
         with trio.move_on_after(limit_seconds):
             return _Stop(await process.wait(), timed_out=False)
         # RUN-21: time to write down what it has.

@@ -30,9 +30,12 @@ class Stages:
         self._metadata = reapi.ExecutedActionMetadata(worker=executor)
         self.mark("worker_start")
 
-    def mark(self, stage: str) -> None:
-        """`stage`, the name of a timestamp without its ending, happens now."""
-        now_ns = self._wall_ns + time.monotonic_ns() - self._counter_ns
+    def mark(self, stage: str, at_ns: int | None = None) -> None:
+        """`stage`, the name of a timestamp without its ending, happens now, or happened at that
+        time of time.monotonic_ns."""
+        if at_ns is None:
+            at_ns = time.monotonic_ns()
+        now_ns = self._wall_ns + at_ns - self._counter_ns
         stamp = getattr(self._metadata, f"{stage}_timestamp")
         # By hand: it is done nine times for every action.
         stamp.seconds, stamp.nanos = divmod(now_ns, 10**9)

@@ -104,15 +104,21 @@ class Channel:
 
     @asynccontextmanager
     async def open_stream(
-        self, method: str, response_type: type[ResponseT], *, metadata: Iterable[Pair] = ()
+        self,
+        method: str,
+        response_type: type[ResponseT],
+        *,
+        metadata: Iterable[Pair] = (),
+        only_request: Message | bytes | None = None,
     ) -> AsyncIterator[ClientStream[ResponseT]]:
         """Call `method`, "/package.Service/Method", message by message.
 
-        Serves every kind of method with a stream in it. On leaving, a call that is not over is
-        cancelled.
+        Serves every kind of method with a stream in it. An `only_request` goes out with the
+        beginning of the call, which costs less than to send it, and none can follow. On leaving,
+        a call that is not over is cancelled.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        stream = ClientStream(response_type)
+        stream = ClientStream(response_type, only_request)
         core = self._start(method, stream.first_batches(checked_pairs(metadata)))
         stream.begin(self._queue.batch_starter(core))
         try:

@@ -15,6 +15,7 @@ from stoker.rpc.completion_queue import (
     receive_status,
     send_close,
     send_initial_metadata,
+    send_message,
 )
 from stoker.rpc.flow import Incoming, Outgoing
 from stoker.rpc.metadata import Metadata, Pair
@@ -29,11 +30,14 @@ class ClientStream(Generic[ResponseT]):
     One task may send while another receives. Made by `Channel.open_stream`.
     """
 
-    def __init__(self, response_type: type[ResponseT]) -> None:
+    def __init__(
+        self, response_type: type[ResponseT], only_request: Message | bytes | None = None
+    ) -> None:
         self._response_type = response_type
+        self._only_request = only_request
         self._ended = trio.Event()
         self._error: RpcError | None = None
-        self._half_closed = False
+        self._half_closed = only_request is not None
         self._incoming: Incoming
         self._outgoing: Outgoing
         self.initial_metadata: Metadata | None = None
@@ -49,7 +53,7 @@ class ClientStream(Generic[ResponseT]):
         nothing.
         """
         if self._half_closed:
-            raise trio.ClosedResourceError("send_eof was called")
+            raise trio.ClosedResourceError("the last request has been sent")
         if not await self._outgoing.send(encode_request(message)):
             await self._fail_to_send()
 
@@ -85,8 +89,10 @@ class ClientStream(Generic[ResponseT]):
         self, metadata: tuple[Pair, ...]
     ) -> list[tuple[tuple[Operation, ...], BatchTag]]:
         """Return the batches that a call of this stream starts with."""
+        request, self._only_request = self._only_request, None
+        only = () if request is None else (send_message(encode_request(request)), send_close())
         return [
-            ((send_initial_metadata(metadata), receive_status()), self._on_status),
+            ((receive_status(), send_initial_metadata(metadata), *only), self._on_status),
             ((receive_initial_metadata(),), self._on_headers),
         ]
 
@@ -102,7 +108,7 @@ class ClientStream(Generic[ResponseT]):
         self.initial_metadata = Metadata(event.batch_operations[0].initial_metadata())
 
     def _on_status(self, event: BatchEvent) -> Action:
-        status = event.batch_operations[1]
+        status = event.batch_operations[0]
         trailing = status.trailing_metadata()
         self.trailing_metadata = Metadata(trailing)
         if status.code() != StatusCode.OK:

@@ -230,7 +230,7 @@ class Queue:
         """Hand out what can begin now, in order of rank."""
         assignments: list[Assignment] = []
         saved: set[str] = set()
-        if not self._any_slot(saved):
+        if not self.queued:
             return assignments
         for task in self._heads():
             if not self._any_slot(saved):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
@@ -77,6 +77,30 @@ class Lease:
         return self._queued_timestamp
 
 
+class _Seat:
+    """A slot that waits for a task. At most one task comes, once."""
+
+    __slots__ = ("_taken", "task")
+
+    def __init__(self) -> None:
+        self.task: Task | None = None
+        self._taken: trio.Event | None = None
+
+    def put(self, task: Task) -> None:
+        self.task = task
+        if self._taken is not None:
+            self._taken.set()
+
+    async def wait(self) -> Task:
+        """Wait for the task, which stays here if that is cancelled."""
+        # At once where it can be: a turn of the loop would begin what is urgent behind others.
+        if self.task is None:
+            self._taken = trio.Event()
+            await self._taken.wait()
+            assert self.task is not None
+        return self.task
+
+
 _OPERATION_BYTES = 2048
 """About what an operation weighs beside its result."""
 
@@ -111,7 +135,7 @@ class Scheduler:
         self._interest: dict[Task, set[Operation]] = {}
         self._tasks: dict[Operation, Task] = {}
         self._leases: dict[Task, Lease] = {}
-        self._idle: dict[str, deque[trio.MemorySendChannel[Task]]] = {e: deque() for e in executors}
+        self._idle: dict[str, deque[_Seat]] = {e: deque() for e in executors}
 
     # --- for the frontend
 
@@ -228,30 +252,22 @@ class Scheduler:
             self._give_back(task)
 
     async def _next_task(self, executor: str) -> Task:
-        send, receive = trio.open_memory_channel[Task](1)
-        self._idle[executor].append(send)
+        seat = _Seat()
+        self._idle[executor].append(seat)
         self._hand_over(self._queue.offer(executor))
-        # At once where it can be: a turn of the loop would begin what is urgent behind others.
-        with suppress(trio.WouldBlock):
-            return receive.receive_nowait()
         try:
-            return await receive.receive()
+            return await seat.wait()
         except trio.Cancelled:
-            self._stop_waiting(executor, send, receive)
+            self._stop_waiting(executor, seat)
             raise
 
-    def _stop_waiting(
-        self,
-        executor: str,
-        send: trio.MemorySendChannel[Task],
-        receive: trio.MemoryReceiveChannel[Task],
-    ) -> None:
+    def _stop_waiting(self, executor: str, seat: _Seat) -> None:
         """A slot stops waiting; a task that reached it in the same moment goes back."""
-        if send in self._idle[executor]:
-            self._idle[executor].remove(send)
+        if seat.task is None:
+            self._idle[executor].remove(seat)
             self._queue.withdraw(executor)
         else:
-            self._give_back(receive.receive_nowait())
+            self._give_back(seat.task)
 
     # --- state, changed between awaits only
 
@@ -268,7 +284,7 @@ class Scheduler:
 
     def _hand_over(self, assignments: Iterable[Assignment]) -> None:
         for task, executor in assignments:
-            self._idle[executor].popleft().send_nowait(task)
+            self._idle[executor].popleft().put(task)
 
     def _tell(self, task: Task, stage: Stage, metadata: reapi.ExecutedActionMetadata) -> None:
         for operation in self._interest[task]:

@@ -58,13 +58,13 @@ class LocalProcess(spi.Process):
 
     async def wait_started(self) -> None:
         """Wait until it runs. Raises what `ExecutionStrategy.start` raises."""
-        await self._started.wait()
+        await _passed(self._started)
         if self._failure is not None:
             raise self._failure
 
     async def wait(self) -> spi.Exit:
         """See :class:`stoker.spi.Process`. Raises Unavailable if the launcher was lost."""
-        await self._exited.wait()
+        await _passed(self._exited)
         if self._exit is None:
             raise self._failure or spi.Unavailable(f"the end of {self.name} was not seen")
         return self._exit
@@ -91,7 +91,8 @@ class LocalProcess(spi.Process):
 
     def _hear(self, kind: str, facts: tuple[Any, ...]) -> None:
         if kind == messages.STARTED:
-            self.name = f"process {facts[0]}"
+            pid, self.started_ns = facts
+            self.name = f"process {pid}"
             self._started.set()
         elif kind == messages.EXITED:
             self._hear_exit(*facts)
@@ -107,6 +108,7 @@ class LocalProcess(spi.Process):
         is_gone: bool,
     ) -> None:
         self._exit = spi.Exit(code, number, breach, spi.ResourceUsage(*usage))
+        self.has_exited = True
         self._exited.set()
         if is_gone:
             self._ended.set()
@@ -119,6 +121,15 @@ class LocalProcess(spi.Process):
         self._started.set()
         self._exited.set()
         self._ended.set()
+
+
+async def _passed(event: trio.Event) -> None:
+    """As `trio.Event.wait`, without a turn of the loop for one that is set already: most processes
+    are short, and their end is heard together with their start."""
+    if event.is_set():
+        await trio.lowlevel.checkpoint_if_cancelled()
+    else:
+        await event.wait()
 
 
 def _refusal(kind: str, *facts: Any) -> spi.StokerError:

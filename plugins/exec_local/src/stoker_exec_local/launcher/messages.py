@@ -26,7 +26,8 @@ END = "end"
 
 # Answers: the same. A packet holds a list of them.
 STARTED = "started"
-"""Followed by the process id."""
+"""Followed by the process id, and when it began, in nanoseconds of the monotonic clock. It may
+come late, together with EXITED: a process that ends at once is told of once."""
 NOT_STARTED = "not started"
 """Followed by a kind and a text; for AT_FAULT the program, the reason and an exit code. Nothing
 is left, and nothing more is said about this number."""

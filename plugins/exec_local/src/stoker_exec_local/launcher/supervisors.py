@@ -53,7 +53,7 @@ class Supervisors(Loop):
             pid = os.fork()
         except OSError as error:
             reason = f"no process can be started now: {error.strerror}"
-            self._answers.append((messages.NOT_STARTED, number, messages.UNAVAILABLE, reason))
+            self._answer(messages.NOT_STARTED, number, messages.UNAVAILABLE, reason)
             return
         if not pid:
             # The sockets of the others, or these would not see the launcher's end.
@@ -105,5 +105,6 @@ class Supervisors(Loop):
     def _advance(self) -> None:
         # What was below a killed supervisor is now below the launcher.
         if self._lost and not kill_descendants(os.getpid(), except_of=frozenset(self._numbers)):
-            self._answers += [(messages.LOST, number) for number in self._lost]
+            for number in self._lost:
+                self._answer(messages.LOST, number)
             self._lost.clear()

@@ -6,6 +6,7 @@ import marshal
 import os
 import select
 import signal
+import time
 
 from stoker_exec_local.launcher import messages
 from stoker_exec_local.launcher.child import become, why_not_grouped
@@ -26,15 +27,30 @@ _SHORTEST_PAUSE_MS = 1
 _LONGEST_PAUSE_MS = 50
 _KIBIBYTE = 1024
 
+# How long the start of a process is kept back, in the hope of telling its end with it. To wake the
+# server costs it more than many a process takes.
+_HOLD_NS = 2_000_000
+_MILLISECOND_NS = 1_000_000
+
 
 class Command:
     """One process, and all that came of it."""
 
-    __slots__ = ("group", "has_exited", "is_ending", "number", "pid", "refusal", "report")
+    __slots__ = (
+        "group",
+        "has_exited",
+        "is_ending",
+        "number",
+        "pid",
+        "refusal",
+        "report",
+        "started_ns",
+    )
 
     def __init__(self, number: int, pid: int, group: Group | None, report: int) -> None:
         self.number = number
         self.pid = pid
+        self.started_ns = time.monotonic_ns()
         self.group = group
         self.report = report
         """Where the new process tells why it is none; -1 once that is known."""
@@ -52,6 +68,7 @@ class Loop:
         self._outbox = outbox
         self._inbox_is_open = True
         self._answers: list[tuple[object, ...]] = []
+        self._hold_until_ns = 0
         self._poll = select.poll()
         self._poll.register(inbox.fileno(), select.POLLIN)
         self._wakeup, wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -71,7 +88,7 @@ class Loop:
             self._step()
 
     def _step(self) -> None:
-        ready = [descriptor for descriptor, _ in self._poll.poll(self._pause_ms())]
+        ready = [descriptor for descriptor, _ in self._poll.poll(self._shortest_pause_ms())]
         for descriptor in ready:
             if descriptor not in (self._wakeup, self._inbox.fileno()):
                 self._on_readable(descriptor)
@@ -107,7 +124,27 @@ class Loop:
                 return None
             self._on_exit(pid, status, usage)
 
+    def _shortest_pause_ms(self) -> float | None:
+        pause_ms = self._pause_ms()
+        if not self._answers:
+            return pause_ms
+        hold_ms = max(0, self._hold_until_ns - time.monotonic_ns()) / _MILLISECOND_NS
+        return hold_ms if pause_ms is None else min(pause_ms, hold_ms)
+
+    def _answer(self, *answer: object) -> None:
+        """Tell the server at the end of this step."""
+        self._answers.append(answer)
+        self._hold_until_ns = 0
+
+    def _answer_soon(self, *answer: object) -> None:
+        """Tell the server, within a moment, or together with what else there is to tell."""
+        if not self._answers:
+            self._hold_until_ns = time.monotonic_ns() + _HOLD_NS
+        self._answers.append(answer)
+
     def _flush(self) -> None:
+        if self._answers and time.monotonic_ns() < self._hold_until_ns:
+            return
         answers, self._answers = self._answers, []
         # Who is killed because the inbox has ended did not end as its command does: nobody is to
         # take it for that.
@@ -182,15 +219,15 @@ class Watch(Loop):
         except NotStarted as error:
             if group is not None:
                 group.remove()
-            self._answers.append((messages.NOT_STARTED, number, *error.facts))
+            self._answer(messages.NOT_STARTED, number, *error.facts)
             return
         if pid:
-            self._settle(Command(number, pid, group, -1))
+            self._settle(Command(number, pid, group, -1), is_brief=start.stdout is not None)
         else:
             # A child can wait until the program is not busy any more.
             self._fork(number, start, pipes, self._emptied(group, number, start))
 
-    def _settle(self, command: Command) -> None:
+    def _settle(self, command: Command, *, is_brief: bool) -> None:
         self._add(command)
         try:
             if command.group is not None:
@@ -199,7 +236,9 @@ class Watch(Loop):
             command.refusal = why_not_grouped(error).facts
             self._begin_end(command)
         else:
-            self._answers.append((messages.STARTED, command.number, command.pid))
+            # Whoever has pipes waits to write into them.
+            tell = self._answer_soon if is_brief else self._answer
+            tell(messages.STARTED, command.number, command.pid, command.started_ns)
 
     def _group(self, number: int, start: Start) -> Group | None:
         return Group(self._estate, number, start) if self._estate else None
@@ -216,7 +255,7 @@ class Watch(Loop):
             pid = os.fork()
         except OSError as error:
             reason = f"no process can be started now: {error.strerror}"
-            self._answers.append((messages.NOT_STARTED, number, messages.UNAVAILABLE, reason))
+            self._answer(messages.NOT_STARTED, number, messages.UNAVAILABLE, reason)
             return
         if not pid:
             become(
@@ -275,7 +314,7 @@ class Watch(Loop):
             if self._is_gone(command):
                 self._forget(command)
                 kind = messages.NOT_STARTED if command.refusal else messages.ENDED
-                self._answers.append((kind, command.number, *command.refusal))
+                self._answer(kind, command.number, *command.refusal)
 
     def _on_readable(self, report: int) -> None:
         command = self._by_report.get(report)
@@ -293,7 +332,7 @@ class Watch(Loop):
             command.refusal = marshal.loads(facts)  # noqa: S302  # of our own fork
             self._begin_end(command)
         else:
-            self._answers.append((messages.STARTED, command.number, command.pid))
+            self._answer(messages.STARTED, command.number, command.pid, command.started_ns)
 
     def _on_exit(self, pid: int, status: int, usage: Any) -> None:
         command = self._by_pid.pop(pid, None)
@@ -307,7 +346,7 @@ class Watch(Loop):
         facts = _facts(command, status, usage)
         # Whoever has no descendants left needs no end.
         is_gone = not command.is_ending and self._reap_rest(command, is_well=not facts[0])
-        self._answers.append((messages.EXITED, command.number, *facts, is_gone))
+        self._answer(messages.EXITED, command.number, *facts, is_gone)
         if is_gone:
             self._forget(command)
 

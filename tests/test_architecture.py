@@ -46,6 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": GROUND
     | {"spi", "compose", "config", "plugins", "tables", "tls", "client", "rpc", "__init__"}
     | {"scheduler"},
+    # Tools import it, and wait for that at every start.
+    "worker_kit": {"protos"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -103,7 +103,7 @@ def test_a_request_is_told_whole_and_the_end_of_stdin_ends_the_worker(
         arguments=["tell", "--größe", "", "a\nb"], request_id=7, verbosity=10, sandbox_dir="box/1"
     )
     request.inputs.add(path="src/ä.txt", digest=b"ab" * 32)
-    told = f"('--größe', '', 'a\\nb'), [('src/ä.txt', '{'ab' * 32}')] 7 10 box/1/a.txt\n"
+    told = f"('--größe', '', 'a\\nb') [('src/ä.txt', '{'ab' * 32}')] 7 10 box/1/a.txt\n"
     with open_worker(protocol, tmp_path, f"--worker_protocol={protocol}") as worker:
         # Bytes one by one, and requests that come together.
         worker.send(request, cut=True)

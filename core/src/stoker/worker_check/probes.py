@@ -225,7 +225,11 @@ async def _cancel(attempt: _Attempt, program: Program) -> None:
     await program.send(attempt.trial.numbered(99, cancel=True), attempt.trial.numbered(later))
     (next_one,) = await program.answers()
     if next_one.request_id != later:
-        attempt.trap("cancel", "it answers a cancel as though that were a request of its own")
+        attempt.trap(
+            "cancel",
+            "it answers a cancel as though that were a request of its own "
+            f"(number {next_one.request_id} after {response.request_id}, not {later})",
+        )
         await attempt.drop()
     elif response.was_cancelled:
         attempt.report.cancellation = True

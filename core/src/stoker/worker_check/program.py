@@ -60,6 +60,7 @@ class Program:
         self._stdout_ended = trio.Event()
         self.raw = bytearray()
         """The first bytes of all that it wrote."""
+        self._incomplete = bytearray()  # the first bytes since the last answer
         self._end = ""
 
     async def send(self, *requests: WorkRequest) -> None:
@@ -67,10 +68,11 @@ class Program:
         await self._write(b"".join(map(self._protocol.encode, requests)))
 
     async def send_in_parts(self, request: WorkRequest) -> None:
-        """Write a request so that it is read in three parts: all but its first and its last byte
-        in the middle. Raises NoAnswer."""
+        """Write a request so that it is read in three parts: its first byte, its last, and the rest
+        in between. Raises NoAnswer."""
         data = self._protocol.encode(request)
-        for part in (data[:1], data[1:-1], data[-1:]):
+        last = max(1, len(data) - 1)  # one byte may be all
+        for part in filter(None, (data[:1], data[1:last], data[last:])):
             await self._write(part)
             await self._wait_until_read()
 
@@ -128,7 +130,9 @@ class Program:
         if self._end:
             return
         try:
+            self._incomplete += data[: _EXCERPT_BYTES - len(self._incomplete)]
             for response in self._decoder.feed(data):
+                self._incomplete.clear()
                 self._hear.send_nowait(response)
             if not data:
                 self._decoder.end()
@@ -162,8 +166,8 @@ class Program:
                 return await self._heard.receive()
             except trio.EndOfChannel:
                 raise NoAnswer(self._end) from None
-        wrote = bytes(self.raw[-_EXCERPT_BYTES:])
-        words = f"; its stdout, which belongs to the protocol, ends with {wrote!r}" if wrote else ""
+        wrote = bytes(self._incomplete).strip()
+        words = f"; its stdout, which belongs to the protocol, got {wrote!r}" if wrote else ""
         raise NoAnswer(f"gave no answer within {self._patience:g} s{words}")
 
     async def _wait_until_read(self) -> None:

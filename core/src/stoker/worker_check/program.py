@@ -62,6 +62,7 @@ class Program:
         """The first bytes of all that it wrote."""
         self._incomplete = bytearray()  # the first bytes since the last answer
         self._end = ""
+        self._is_over = trio.Event()
 
     async def send(self, *requests: WorkRequest) -> None:
         """Write the requests at once. Raises NoAnswer."""
@@ -149,13 +150,16 @@ class Program:
 
     def _over(self, reason: str) -> None:
         self._end = self._end or reason
+        self._is_over.set()
 
     async def _write(self, data: bytes) -> None:
         with trio.move_on_after(self._patience) as waiting:
             try:
                 await self._stdin.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                await trio.sleep(_END_SECONDS)  # for its end to be noticed, which tells more
+                waiting.deadline = math.inf
+                with trio.move_on_after(2 * _END_SECONDS):
+                    await self._is_over.wait()  # its end is noticed soon, and tells more
                 raise NoAnswer(self._end or "closed its stdin while its process lives") from None
         if waiting.cancelled_caught:
             raise NoAnswer(f"did not read what was sent within {self._patience:g} s")

@@ -45,7 +45,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": GROUND | {"spi", "compose", "config", "plugins", "rpc", "storage"},
     "cli": GROUND
     | {"spi", "compose", "config", "plugins", "tables", "tls", "client", "rpc", "__init__"}
-    | {"scheduler"},
+    | {"scheduler", "workers", "worker_check"},
+    # Tools import it, and wait for that at every start.
+    "worker_kit": {"protos"},
+    "worker_check": {"spi", "errors"},
     "__main__": {"cli"},
     "__init__": set(),
 }

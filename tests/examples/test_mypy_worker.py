@@ -179,7 +179,7 @@ def test_a_stray_print_does_not_reach_the_protocol(folder: Path) -> None:
         # All of it at once: what is no response may look like the beginning of a long one.
         written = worker.close()
     decoder = PROTOCOLS["proto"].decoder(LIMIT_BYTES)
-    assert decoder.feed(written) == [WorkResponse(request_id=1)]
+    assert decoder.feed(written) == [WorkResponse(request_id=1, output="a print\n")]
     decoder.end()
 
 

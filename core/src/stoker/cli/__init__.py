@@ -22,7 +22,7 @@ from stoker import __version__
 from stoker.errors import ConfigurationError, StokerError, sole_cause
 from stoker.rpc import RpcError
 
-COMMANDS = ("serve", "init", "check", "config", "plugins", "run", "cas", "ac")
+COMMANDS = ("serve", "init", "check", "config", "plugins", "run", "cas", "ac", "worker-check")
 
 
 class _Commands(click.Group):
@@ -34,7 +34,8 @@ class _Commands(click.Group):
     def get_command(self, _: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(f"stoker.cli.{name}"), name)
+        module = name.replace("-", "_")
+        command = getattr(importlib.import_module(f"stoker.cli.{module}"), module)
         assert isinstance(command, click.Command)
         return command
 

@@ -1,0 +1,210 @@
+"""What a request says, and that keeping parts of it changes nothing."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stoker.action import LoadedAction
+from stoker.digest import SHA256, Digest
+from stoker.errors import InputsMissing, InvalidRequest
+from stoker.protos.worker_protocol_pb2 import WorkRequest
+from stoker.storage.input_tree import FileEntry, InputDirectory, InputTree
+from stoker.storage.memory import MemoryBlobStore
+from stoker.workers.requests import build_request, list_inputs
+from stoker.workers.settings import WorkerRule, WorkerSettings
+
+from .actions import TREE, a_tree, an_action, planned
+from .trees import tree_of
+
+
+async def request_for(
+    tree: InputTree, contents: Mapping[str, bytes], action: LoadedAction
+) -> WorkRequest:
+    blobs = MemoryBlobStore()
+    files = dict(tree.files)
+    for path, data in contents.items():
+        files[path] = files[path]._replace(digest=SHA256.digest(data))
+        await blobs.write_many({SHA256.digest(data): data})
+    tree = tree_of(files, tree.symlinks)
+    return await build_request(planned(action, tree), action, tree, blobs)
+
+
+# --- inputs
+
+
+Inputs = list[tuple[str, bytes]]
+
+
+def listed(tree: InputTree, working_directory: str) -> Inputs:
+    request = list_inputs(tree, working_directory)
+    return sorted((entry.path, entry.digest) for entry in request.inputs)
+
+
+def spelt_out(tree: InputTree, working_directory: str) -> Inputs:
+    """The same without any regard to cost."""
+    found = {path: file.digest.hash.encode() for path, file in tree.files.items()}
+    for path in tree.symlinks:
+        if file := tree.files.get(end_of(tree, path) or ""):
+            found[path] = file.digest.hash.encode()
+    return sorted(
+        (posixpath.relpath(path, working_directory or "."), digest)
+        for path, digest in found.items()
+    )
+
+
+def end_of(tree: InputTree, path: str) -> str | None:
+    """Where links lead from `path`, a segment at a time, by nothing but paths."""
+    ahead, behind, links = path.split("/")[::-1], list[str](), 0
+    while ahead:
+        segment = ahead.pop()
+        if segment == "..":
+            if not behind:
+                return None
+            behind.pop()
+        elif segment not in ("", "."):
+            target = tree.symlinks.get("/".join([*behind, segment]))
+            if target is None:
+                behind.append(segment)
+                continue
+            links += 1
+            if target.startswith("/") or links == 40:
+                return None
+            ahead += target.split("/")[::-1]
+    return "/".join(behind)
+
+
+def parents(path: str) -> Iterator[str]:
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
+
+
+NAMES = st.sampled_from("abc")
+FILES = st.integers(0, 3).map(lambda number: FileEntry(SHA256.digest(b"%d" % number)))
+TARGETS = st.one_of(
+    st.lists(st.sampled_from(["a", "b", "c", "..", "..", "."]), min_size=1, max_size=5).map(
+        "/".join
+    ),
+    st.just("/a"),
+)
+FOLDERS = st.recursive(
+    st.dictionaries(NAMES, FILES | TARGETS, max_size=3),
+    lambda below: st.dictionaries(NAMES, FILES | TARGETS | below, min_size=1, max_size=3),
+    max_leaves=12,
+)
+
+
+def made(folder: Mapping[str, Any], known: dict[Digest, InputDirectory]) -> InputDirectory:
+    """The directory of `folder`. Equal ones are one object, as they are to an executor."""
+    files = {n: e for n, e in folder.items() if isinstance(e, FileEntry)}
+    links = {n: e for n, e in folder.items() if isinstance(e, str)}
+    below = {n: made(e, known) for n, e in folder.items() if isinstance(e, dict)}
+    digests = sorted((name, inner.digest.hash) for name, inner in below.items())
+    told = (sorted(files.items()), sorted(links.items()), digests)
+    digest = SHA256.digest(repr(told).encode())
+    return known.setdefault(digest, InputDirectory(digest, files, below, links))
+
+
+@given(
+    folders=st.lists(FOLDERS, min_size=1, max_size=4),
+    layouts=st.lists(st.dictionaries(NAMES, st.integers(0, 3)), min_size=1, max_size=3),
+    working_directories=st.lists(st.lists(NAMES, max_size=3).map("/".join), min_size=1, max_size=3),
+)
+def test_inputs_are_those_of_a_naive_spelling_out(
+    folders: list[dict[str, Any]],
+    layouts: list[dict[str, int]],
+    working_directories: list[str],
+) -> None:
+    known: dict[Digest, InputDirectory] = {}
+    for layout in layouts:
+        top = {name: folders[number % len(folders)] for name, number in layout.items()}
+        tree = InputTree(made({**folders[0], **top}, known))
+        for working_directory in working_directories:
+            if tree.files.keys() & {*parents(working_directory)}:
+                continue  # nobody can work in a file
+            assert listed(tree, working_directory) == spelt_out(tree, working_directory)
+
+
+def test_a_folder_at_many_places_is_listed_at_each() -> None:
+    leaf = {"f": FileEntry(SHA256.digest(b"f")), "l": "f"}
+    tree = InputTree(made({f"d{number}": {"e": leaf} for number in range(30)}, {}))
+    for _ in range(2):
+        assert listed(tree, "d3") == spelt_out(tree, "d3")
+        assert len(listed(tree, "")) == 60
+    held = tree.root.directories["d1"].directories["e"].derived
+    assert all(len(kept) < 10 for kept in held.values() if isinstance(kept, dict))
+
+
+async def test_a_request_names_all_inputs_with_their_digests() -> None:
+    # PWK-07
+    tree = a_tree("flags", "src/a", tools=["bin/tool"], symlinks={"link": "src/a", "dir": "src"})
+    request = await request_for(tree, {"flags": b"-o\nx\n"}, an_action())
+    assert list(request.arguments) == ["-o", "x"]
+    source = SHA256.digest(b"src/a").hash.encode()
+    assert sorted((entry.path, entry.digest) for entry in request.inputs) == [
+        ("bin/tool", SHA256.digest(b"bin/tool").hash.encode()),
+        ("flags", SHA256.digest(b"-o\nx\n").hash.encode()),
+        ("link", source),
+        ("src/a", source),
+    ]
+
+
+async def test_paths_are_as_the_worker_sees_them() -> None:
+    tree = a_tree("w/flags", "src/a", "w/src/b", symlinks={"w/more": "../src/more"})
+    tree = tree_of({**tree.files, **a_tree("src/more").files}, tree.symlinks)
+    action = an_action(["./tool", "@flags"], working_directory="w")
+    request = await request_for(tree, {"w/flags": b"1\n@more", "src/more": b"2\n"}, action)
+    assert list(request.arguments) == ["1", "2"]
+    paths = sorted(entry.path for entry in request.inputs)
+    assert paths == ["../src/a", "../src/more", "flags", "more", "src/b"]
+
+
+# --- the rest of it
+
+
+async def test_who_sends_a_request_gives_it_number_and_folder() -> None:
+    request = await request_for(TREE, {"flags": b""}, an_action())
+    assert (request.request_id, request.sandbox_dir, request.cancel) == (0, "", False)
+    assert request.verbosity == 0
+
+
+async def test_the_verbosity_is_the_rules() -> None:
+    blobs = MemoryBlobStore()
+    await blobs.write_many({SHA256.digest(b"flags"): b"flags"})
+    settings = WorkerSettings(rules=(WorkerRule(verbosity=10),))
+    action = an_action()
+    plan = planned(action, settings=settings)
+    request = await build_request(plan, action, TREE, blobs, 7)
+    assert (request.verbosity, request.request_id) == (10, 7)
+    request = await build_request(replace(plan, verbosity=0), action, TREE, blobs)
+    assert (request.verbosity, list(request.arguments)) == (0, ["flags"])
+
+
+async def test_an_empty_flag_file_needs_no_store() -> None:
+    tree = a_tree("flags", tools=["bin/tool"])
+    empty = tree.files["flags"]._replace(digest=SHA256.empty)
+    tree = tree_of({**tree.files, "flags": empty}, tree.symlinks)
+    action = an_action()
+    request = await build_request(planned(action, tree), action, tree, MemoryBlobStore())
+    assert list(request.arguments) == []
+
+
+async def test_a_flag_file_that_left_the_store_is_missing() -> None:
+    action = an_action()
+    with pytest.raises(InputsMissing):
+        await build_request(planned(action), action, TREE, MemoryBlobStore())
+
+
+@pytest.mark.parametrize("path", ["none", "../flags", "/etc/passwd", "loop", "bin", "out"])
+async def test_a_nested_flag_file_must_be_an_input(path: str) -> None:
+    symlinks = {"loop": "loop", "out": "../../etc/passwd"}
+    tree = a_tree("flags", tools=["bin/tool"], symlinks=symlinks)
+    with pytest.raises(InvalidRequest, match="not among the inputs"):
+        await request_for(tree, {"flags": f"@{path}".encode()}, an_action())

@@ -168,7 +168,8 @@ RULES = MAIN + '[executors.x]\nstrategy="local"\n[[executors.x.workers.rules]]\n
         (
             RULES.replace('"local"', '"local"\nworker_protocols=["proto"]') + 'protocol = "json"',
             (
-                "[executors.x.workers.rules[0]] protocol: 'json' is not among the worker_protocols of "
+                "[executors.x.workers.rules[0]] protocol: 'json' is not among the "
+                "worker_protocols of "
                 "[executors.x]: there are 'proto'"
             ),
         ),

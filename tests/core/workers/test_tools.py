@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
+from hypothesis import given
 
-from stoker.storage.input_tree import InputTree
+from stoker.digest import Digest
+from stoker.storage.input_tree import InputDirectory, InputTree
 from stoker.workers.plan import WorkerPlan
 from stoker.workers.settings import WorkerRule, WorkerSettings
+from stoker.workers.tools import find_tools
 
 from .actions import a_tree, an_action, planned
+from .random_trees import FOLDERS, end_of, made
 from .trees import tree_of
 
 
@@ -117,6 +122,26 @@ def test_patterns_find_what_the_command_line_does_not_name() -> None:
     assert plan.tools_by == "patterns"
     assert plan.tools == {*tools}
     assert links(plan) == {"alias": "opt/x", "jdk/link": "lib/modules"}
+
+
+@given(first=FOLDERS, second=FOLDERS)
+def test_marked_tools_are_those_of_a_naive_spelling_out(
+    first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    known: dict[Digest, InputDirectory] = {}
+    for folder in ({"x": first, "y": second}, {"x": first, "y": first, **second}, first):
+        tree = InputTree(made(folder, known))
+        files = {path for path, file in tree.files.items() if file.is_tool}
+        if files:
+            holding = files | {path[:i] for path in files for i, c in enumerate(path) if c == "/"}
+            symlinks = {
+                path: text
+                for path, text in tree.symlinks.items()
+                if end_of(tree, path) in {*holding, ""}
+            }
+            found = find_tools(tree, "", ["x"])
+            assert found.tree.files.keys() == files
+            assert found.tree.symlinks == symlinks
 
 
 def sharing(tree: InputTree, *, twice: bool) -> InputTree:

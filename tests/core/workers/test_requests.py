@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,6 +119,51 @@ async def test_paths_are_as_the_worker_sees_them() -> None:
     assert list(request.arguments) == ["1", "2"]
     paths = sorted(entry.path for entry in request.inputs)
     assert paths == ["../src/a", "../src/more", "flags", "more", "src/b"]
+
+
+def folder_of(number: int, files: int) -> dict[str, Any]:
+    return {f"{number}-{i}": FileEntry(SHA256.digest(b"f")) for i in range(files)}
+
+
+async def test_a_large_tree_does_not_hold_others_up() -> None:
+    """Others have their turns while it is spelt out for the first time."""
+    flags = FileEntry(SHA256.empty)
+    folders = {f"d{number}": folder_of(number, 1000) for number in range(10)}
+    tree = InputTree(made({"flags": flags, "tool": flags, **folders}, {}))
+    action = an_action(["tool", "@flags"])
+    plan, turns, counted = planned(action, tree), 0, list[int]()
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        for _ in range(2):
+            before = turns
+            request = await build_request(plan, action, tree, MemoryBlobStore())
+            counted.append(turns - before)
+            assert len(request.inputs) == 10_002
+        nursery.cancel_scope.cancel()
+    assert counted[0] >= counted[1] + 3
+
+
+@pytest.mark.parametrize("marked", [True, False])
+async def test_the_deepest_tree_there_may_be(marked: bool) -> None:
+    file = FileEntry(SHA256.empty, is_tool=marked)
+    folder: dict[str, Any] = {"file": file, "link": "../" * 256 + "file"}
+    for _ in range(256):
+        folder = {"d": folder, "file": file}
+    tree = InputTree(made(folder, {}))
+    settings = WorkerSettings(rules=(WorkerRule(tools=("*/file", "*/link")),))
+    action = an_action(["d", "--all=d", "@file"], working_directory="d")
+    plan = planned(action, tree, settings)
+    request = await build_request(plan, action, tree, MemoryBlobStore())
+    assert len(request.inputs) == 258
+    assert len(plan.tools) == 256
+    assert len(plan.tool_tree.symlinks) == 1
 
 
 # --- the rest of it

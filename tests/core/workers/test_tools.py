@@ -124,6 +124,12 @@ def test_patterns_find_what_the_command_line_does_not_name() -> None:
     assert links(plan) == {"alias": "opt/x", "jdk/link": "lib/modules"}
 
 
+def test_a_folder_of_links_to_the_tool_is_not_the_tools() -> None:
+    symlinks = {"a/x/link": "../y/tool", "to-link": "a/x", "to-tool": "a/y"}
+    plan = planned(an_action(), a_tree("flags", tools=["a/y/tool"], symlinks=symlinks))
+    assert links(plan).keys() == {"a/x/link", "to-tool"}
+
+
 @given(first=FOLDERS, second=FOLDERS)
 def test_marked_tools_are_those_of_a_naive_spelling_out(
     first: dict[str, Any], second: dict[str, Any]

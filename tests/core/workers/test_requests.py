@@ -99,7 +99,8 @@ def test_a_folder_at_many_places_is_listed_at_each() -> None:
 
 async def test_a_request_names_all_inputs_with_their_digests() -> None:
     # PWK-07
-    tree = a_tree("flags", "src/a", tools=["bin/tool"], symlinks={"link": "src/a", "dir": "src"})
+    symlinks = {"link": "src/a", "dir": "src", "off": "/src/a", "src/off": "/a"}
+    tree = a_tree("flags", "src/a", tools=["bin/tool"], symlinks=symlinks)
     request = await request_for(tree, {"flags": b"-o\nx\n"}, an_action())
     assert list(request.arguments) == ["-o", "x"]
     source = SHA256.digest(b"src/a").hash.encode()

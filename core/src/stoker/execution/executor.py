@@ -36,7 +36,9 @@ class Executor:
         name: str,
         blobs: BlobStore,
         one_shot: OneShot,
+        strategy: ExecutionStrategy,
         workers: WorkerPool[InputRoot],
+        worker_settings: WorkerSettings,
         workplace: Workplace,
         settings: ExecutionSettings,
         disk: Disk,
@@ -47,7 +49,9 @@ class Executor:
         self._trees = InputTrees(blobs)
         self._one_shot = one_shot
         self._on_worker = OnWorker(name, blobs, workers)
+        self._strategy = strategy
         self.workers = workers
+        self._worker_settings = worker_settings
         self._settings = settings
 
     async def run(self, action: LoadedAction, started: Started) -> Outcome:
@@ -95,9 +99,10 @@ class Executor:
         return InputsMissing(list(dict.fromkeys(missing)))
 
     async def _run_on_worker(self, run: Run) -> Outcome | None:
-        plan = plan_worker(run.action, run.tree, self.workers.protocols)
+        plan = plan_worker(run.action, run.tree, self.workers.protocols, self._worker_settings)
         if isinstance(plan, WorkerPlan):
-            return await self._on_worker.run(run, plan)
+            surroundings = await self._strategy.identify_surroundings(run.action.platform)
+            return await self._on_worker.run(run, plan.within(surroundings))
         if isinstance(plan, str):
             run.without_worker(plan)
         return None
@@ -148,7 +153,9 @@ async def open_executor(
                 name=name,
                 blobs=blobs,
                 one_shot=one_shot,
+                strategy=strategy,
                 workers=workers,
+                worker_settings=worker_settings,
                 workplace=workplace,
                 settings=settings,
                 disk=Disk(folder),

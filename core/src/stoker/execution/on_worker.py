@@ -12,8 +12,9 @@ from stoker.execution.run import Ending, Run, conclude
 from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
 from stoker.spi import BlobStore
 from stoker.workers.failure import WorkerFailed
-from stoker.workers.plan import WorkerPlan, build_request
+from stoker.workers.plan import WorkerPlan
 from stoker.workers.pool import WorkerPool
+from stoker.workers.requests import build_request
 from stoker.workers.worker import Worker
 
 _ATTEMPTS = 2

@@ -61,7 +61,7 @@ class Cleaning:
     With `links`, files are links whose content, permissions and times nobody can change: then a
     folder whose stamp is the same holds the same, and is not looked into. Time grows with folders
     and changes. Otherwise every file is looked at: an input may have been written to in place,
-    which no folder tells.
+    which no folder tells, but its time does, which was set to long ago.
     """
 
     def __init__(
@@ -94,8 +94,10 @@ class Cleaning:
         stamp = state_of(found)
         if self._device < 0:
             self._device = found.st_dev
-        if self._links and not laid.has_copies and stamp == laid.stamp and _is_settled(laid):
-            return True
+        if stamp == laid.stamp and _is_settled(laid):
+            if self._links and not laid.has_copies:
+                return True
+            return self._check_copies(folders.descriptor, laid)
         if stamp != laid.stamp:
             self._restore(folders.descriptor, found)
         before = len(laid.files) + len(laid.symlinks) + len(laid.folders)
@@ -104,6 +106,26 @@ class Cleaning:
         whole = before == len(laid.files) + len(laid.symlinks) + len(laid.folders)
         laid.is_exact &= whole
         return whole
+
+    def _check_copies(self, descriptor: int, laid: LaidFolder) -> bool:
+        """Remove the copies that were touched, in a folder that has the names that it had.
+
+        It is done for thousands of files between two requests to a worker, and decides what that
+        costs: one look each.
+        """
+        look, touched = os.stat, []
+        for name, state in laid.files.items():
+            if isinstance(state, FileState):
+                status = look(name, dir_fd=descriptor, follow_symlinks=False)
+                if not _is_same(status, state):
+                    touched.append(name)
+        for name in touched:
+            remove_entry(name, descriptor)
+            del laid.files[name]
+        if touched:
+            laid.is_exact = False
+            stamp_folder(descriptor, laid)
+        return not touched
 
     def _restore(self, descriptor: int, found: os.stat_result) -> None:
         if stat.S_IMODE(found.st_mode) != FOLDER_MODE:
@@ -149,7 +171,7 @@ class Cleaning:
         if not entry.is_file(follow_symlinks=False):
             return False
         if isinstance(held, FileState):
-            return state_of(entry.stat(follow_symlinks=False)) == held
+            return _is_same(entry.stat(follow_symlinks=False), held)
         if entry.inode() != held:
             return False
         return self._is_same_link(entry.stat(follow_symlinks=False), entry.name, laid)
@@ -173,6 +195,18 @@ class Cleaning:
 
 def _is_settled(laid: LaidFolder) -> bool:
     return laid.stamp is not None and laid.stamp.ctime_ns < laid.stamped_ns - _STEP_NS
+
+
+def _is_same(status: os.stat_result, state: FileState) -> bool:
+    """Whether a file is in `state`. Making another state to compare takes as long as the look."""
+    return (
+        status.st_ctime_ns == state.ctime_ns
+        and status.st_ino == state.inode
+        and status.st_mtime_ns == state.mtime_ns
+        and status.st_size == state.size_bytes
+        and status.st_mode == state.mode
+        and status.st_dev == state.device
+    )
 
 
 def state_of(status: os.stat_result) -> FileState:

@@ -229,9 +229,9 @@ async def test_the_folder_stays_until_the_lease_ends(workshop: Workshop) -> None
             while pool.counts.places:
                 await trio.lowlevel.checkpoint()
             await trio.testing.wait_all_tasks_blocked(0.05)
-            assert (worker.folder / "tool.py").exists()
+            assert (worker.spec.root / "tool.py").exists()
             assert worker.log.read_text() == "dying words\n"
-        await wait_until_removed(worker.folder)
+        await wait_until_removed(worker.spec.root)
 
 
 async def wait_until_removed(folder: Path) -> None:
@@ -246,7 +246,7 @@ async def test_the_folder_of_a_worker_is_never_replaced(workshop: Workshop) -> N
         for _ in range(3):
             async with workshop.lease(pool, work) as worker:
                 await workshop.perform(worker, work)
-                inodes.add(worker.folder.stat().st_ino)
+                inodes.add(worker.spec.root.stat().st_ino)
         assert len(inodes) == 1
 
 
@@ -365,7 +365,7 @@ async def test_what_a_worker_writes_to_belongs_to_its_user(workshop: Workshop) -
     async with workshop.pool(user=user) as pool:
         work = await workshop.work("report")
         async with workshop.lease(pool, work) as worker:
-            for path in (worker.log, worker.folder.with_name("tmp")):
+            for path in (worker.log, worker.spec.root.with_name("tmp")):
                 status = path.stat()
                 assert (status.st_uid, status.st_gid, status.st_mode & 0o077) == (*user, 0)
 

@@ -126,7 +126,7 @@ class Workshop:
 
     async def perform(self, worker: Worker[InputRoot], work: Work) -> WorkResponse:
         """As an executor does: inputs first, then the request."""
-        await worker.root.lay_out(work.tree)
+        await worker.folder.lay_out(work.tree)
         request = await build_request(work.plan, work.action, work.tree, self.blobs)
         return await worker.perform(request)
 

@@ -16,6 +16,7 @@ import trio
 from stoker.action import LoadedAction
 from stoker.errors import StokerError, Unavailable
 from stoker.spi import ExecutionStrategy, ProcessSpec, ProcessUser, WorkerProtocol
+from stoker.workers.log import remove_log
 from stoker.workers.places import Places, Ticket
 from stoker.workers.plan import WorkerPlan
 from stoker.workers.settings import WorkerSettings
@@ -64,6 +65,8 @@ async def open_worker_pool(
     machinery = WorkerMachinery(
         strategy=strategy,
         max_response_bytes=settings.max_response_bytes,
+        max_log_bytes=settings.max_log_bytes,
+        cancel_grace_seconds=settings.cancel_grace_seconds,
         shutdown_grace_seconds=settings.shutdown_grace_seconds,
     )
     async with trio.open_nursery() as nursery:
@@ -227,8 +230,8 @@ class WorkerPool(Generic[RootT]):
         )
         return Worker(
             name=name,
-            key=plan.key,
-            root=self._open_root(spec.root),
+            plan=plan,
+            folder=self._open_root(spec.root),
             spec=spec,
             protocol=self._protocols[plan.protocol],
             machinery=self._machinery,
@@ -271,12 +274,12 @@ class WorkerPool(Generic[RootT]):
         del self._workers[worker]
 
     async def _remove(self, worker: Worker[RootT]) -> None:
-        top = worker.folder.parent
+        top = worker.spec.root.parent
         try:
-            await worker.root.remove()
+            await worker.folder.remove()
             await self._open_root(top).remove()
             with _disk_errors("removing a worker's log"):
-                worker.log.unlink(missing_ok=True)
+                remove_log(worker.log)
         except StokerError as error:
             _log.warning("worker's folder not removed", worker=worker.name, reason=str(error))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from stoker.action import LoadedAction, Outcome
 from stoker.errors import InputsMissing, StorageFull
 from stoker.execution.action_folders import Workplace, open_workplace
 from stoker.execution.disk import Disk
+from stoker.execution.folder_modes import open_worker_folder
 from stoker.execution.input_root import InputRoot
 from stoker.execution.on_worker import OnWorker
 from stoker.execution.one_shot import OneShot
 from stoker.execution.run import Run, Started
 from stoker.execution.settings import ExecutionSettings
 from stoker.execution.stages import Stages
+from stoker.execution.worker_folders import WorkerFolder
 from stoker.spi import BlobStore, ExecutionStrategy, ProcessUser, WorkerProtocol
 from stoker.storage.input_tree import InputTree
 from stoker.storage.tree_cache import InputTrees
@@ -36,7 +39,9 @@ class Executor:
         name: str,
         blobs: BlobStore,
         one_shot: OneShot,
-        workers: WorkerPool[InputRoot],
+        strategy: ExecutionStrategy,
+        workers: WorkerPool[WorkerFolder],
+        worker_settings: WorkerSettings,
         workplace: Workplace,
         settings: ExecutionSettings,
         disk: Disk,
@@ -46,7 +51,9 @@ class Executor:
         self._disk = disk
         self._trees = InputTrees(blobs)
         self._one_shot = one_shot
-        self._on_worker = OnWorker(name, blobs, workers)
+        self._on_worker = OnWorker(name, blobs, workers, worker_settings)
+        self._strategy = strategy
+        self._worker_settings = worker_settings
         self.workers = workers
         self._settings = settings
 
@@ -97,10 +104,17 @@ class Executor:
     async def _run_on_worker(self, run: Run) -> Outcome | None:
         plan = plan_worker(run.action, run.tree, self.workers.protocols)
         if isinstance(plan, WorkerPlan):
-            return await self._on_worker.run(run, plan)
+            surroundings = await self._strategy.identify_surroundings(run.action.platform)
+            return await self._on_worker.run(run, _within(plan, surroundings))
         if isinstance(plan, str):
             run.without_worker(plan)
         return None
+
+
+def _within(plan: WorkerPlan, surroundings: str) -> WorkerPlan:
+    if surroundings == plan.key.surroundings:
+        return plan
+    return replace(plan, key=replace(plan.key, surroundings=surroundings))
 
 
 @asynccontextmanager
@@ -126,9 +140,11 @@ async def open_executor(
     ConfigurationError if another executor, of whatever process, uses the folder.
     """
     open_root = partial(InputRoot, blobs=blobs, link=link_inputs, user=user)
-    async with open_workplace(
-        folder, open_root=open_root, settings=settings, user=user
-    ) as workplace:
+    async with (
+        open_workplace(folder, open_root=open_root, settings=settings, user=user) as workplace,
+        # Tidies up what workers leave, and so ends after them.
+        trio.open_nursery() as nursery,
+    ):
         one_shot = OneShot(
             executor=name,
             blobs=blobs,
@@ -140,7 +156,12 @@ async def open_executor(
             strategy=strategy,
             protocols=protocols,
             folder=workplace.workers,
-            open_root=partial(InputRoot, blobs=blobs, link=link_worker_inputs, user=user),
+            open_folder=partial(
+                open_worker_folder,
+                nursery=nursery,
+                open_root=partial(InputRoot, blobs=blobs, link=link_worker_inputs, user=user),
+                user=user,
+            ),
             settings=worker_settings,
             user=user,
         ) as workers:
@@ -148,8 +169,11 @@ async def open_executor(
                 name=name,
                 blobs=blobs,
                 one_shot=one_shot,
+                strategy=strategy,
                 workers=workers,
+                worker_settings=worker_settings,
                 workplace=workplace,
                 settings=settings,
                 disk=Disk(folder),
             )
+        nursery.cancel_scope.cancel()

@@ -136,8 +136,8 @@ class WorkerFolder(abc.ABC):
             await work()
         except StokerError as error:
             self._spoil(f"has a folder that could not be tidied up: {error}")
-        except Exception:  # one worker's folder must not end the executor
-            _log.exception("worker's folder not tidied up, by a bug", folder=str(self._top))
+        except Exception as error:  # noqa: BLE001  # one worker's folder must not end the server
+            _log.error("worker's folder not tidied up", folder=str(self._top), exc_info=error)
             self._spoil("has a folder that could not be tidied up")
 
     def _after_recovery(self, worker: Served, then: Callable[[], Awaitable[None]]) -> None:
@@ -164,7 +164,7 @@ class TemporaryFolder:
 
     def __init__(self, top: Path, user: ProcessUser | None) -> None:
         self._top = os.fspath(top)
-        self._path = os.path.join(self._top, *_TEMPORARY)  # noqa: PTH118  # often looked at
+        self._path = os.path.join(self._top, *_TEMPORARY)
         self._user = user
 
     def is_empty(self) -> bool:

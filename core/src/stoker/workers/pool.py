@@ -52,7 +52,7 @@ async def open_worker_pool(
     strategy: ExecutionStrategy,
     protocols: Mapping[str, WorkerProtocol],
     folder: Path,
-    open_root: Callable[[Path], RootT],
+    open_folder: Callable[[WorkerPlan, Path], RootT],
     settings: WorkerSettings,
     user: ProcessUser | None = None,
 ) -> AsyncIterator[WorkerPool[RootT]]:
@@ -75,7 +75,7 @@ async def open_worker_pool(
             machinery=machinery,
             protocols=protocols,
             folder=folder,
-            open_root=open_root,
+            open_folder=open_folder,
             settings=settings,
             user=user,
         )
@@ -95,7 +95,7 @@ class WorkerPool(Generic[RootT]):
         machinery: WorkerMachinery,
         protocols: Mapping[str, WorkerProtocol],
         folder: Path,
-        open_root: Callable[[Path], RootT],
+        open_folder: Callable[[WorkerPlan, Path], RootT],
         settings: WorkerSettings,
         user: ProcessUser | None,
     ) -> None:
@@ -104,7 +104,7 @@ class WorkerPool(Generic[RootT]):
         self._machinery = machinery
         self._protocols = protocols
         self._folder = folder
-        self._open_root = open_root
+        self._open_folder = open_folder
         self._settings = settings
         self._places: Places[Worker[RootT]] = Places(
             settings.max_workers, settings.max_workers_per_key
@@ -125,7 +125,12 @@ class WorkerPool(Generic[RootT]):
 
     @asynccontextmanager
     async def lease(
-        self, plan: WorkerPlan, action: LoadedAction, environment: Mapping[str, str]
+        self,
+        plan: WorkerPlan,
+        action: LoadedAction,
+        environment: Mapping[str, str],
+        *,
+        avoid_warm: bool = False,
     ) -> AsyncIterator[Worker[RootT]]:
         """A worker for `plan`, alone, until the context is left. Waits for one, first come first.
 
@@ -135,6 +140,7 @@ class WorkerPool(Generic[RootT]):
         process is ended, and killed if need be; the worker's place is free once it is gone.
         Raises Unavailable if there is no folder to be had.
         """
+        del avoid_warm
         worker = await self._take(plan, action, environment)
         clean = False
         try:
@@ -211,16 +217,17 @@ class WorkerPool(Generic[RootT]):
         top, log = self._folder / f"worker-{number}", self._folder / f"{name}.log"
         with _disk_errors("making a worker's folder"):
             (top / "root").mkdir(parents=True)
-            (top / "tmp").mkdir(0o700)
+            for path in (top / "tmp", top / "tmp" / "home", top / "tmp" / "tmp"):
+                path.mkdir(0o700)
             top.chmod(0o711)
             log.touch(0o600)
             if self._user is not None:
                 # The log too: a process may open by name what it has as a descriptor.
-                for path in (top / "tmp", log):
+                for path in (top / "tmp", top / "tmp" / "home", top / "tmp" / "tmp", log):
                     os.chown(path, *self._user)
         spec = ProcessSpec(
             argv=plan.key.argv,
-            environment={"HOME": str(top / "tmp"), "TMPDIR": str(top / "tmp"), **environment},
+            environment={"HOME": str(top / "tmp/home"), "TMPDIR": str(top / "tmp/tmp"), **environment},
             root=top / "root",
             working_directory=plan.key.working_directory,
             temporary_directory=top / "tmp",
@@ -231,7 +238,7 @@ class WorkerPool(Generic[RootT]):
         return Worker(
             name=name,
             plan=plan,
-            folder=self._open_root(spec.root),
+            folder=self._open_folder(plan, top),
             spec=spec,
             protocol=self._protocols[plan.protocol],
             machinery=self._machinery,
@@ -274,10 +281,8 @@ class WorkerPool(Generic[RootT]):
         del self._workers[worker]
 
     async def _remove(self, worker: Worker[RootT]) -> None:
-        top = worker.spec.root.parent
         try:
             await worker.folder.remove()
-            await self._open_root(top).remove()
             with _disk_errors("removing a worker's log"):
                 remove_log(worker.log)
         except StokerError as error:

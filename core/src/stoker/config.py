@@ -27,11 +27,11 @@ from stoker.scheduler.scheduler import SchedulerSettings
 from stoker.spi import ActionCacheName, BlobStoreName, Settings, resolve_path
 from stoker.storage.completeness import MAX_TREE_BYTES
 from stoker.tables import convert_table, nearest, quoted, references, toml_type
-from stoker.workers.settings import WorkerSettings
+from stoker.workers.rules import rules_never_reached
+from stoker.workers.settings import ProtocolName, WorkerSettings
 
 StrategyName = Annotated[str, msgspec.Meta(extra={"refers_to": "strategies"})]
 SandboxName = Annotated[str, msgspec.Meta(extra={"refers_to": "sandboxes"})]
-ProtocolName = Annotated[str, msgspec.Meta(extra={"refers_to": "worker_protocols"})]
 ExecutorName = Annotated[str, msgspec.Meta(extra={"refers_to": "executors"})]
 PathText = Annotated[str, msgspec.Meta(min_length=1)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
@@ -331,11 +331,26 @@ class _Check:
                 f"[{table}.limits] default_memory_bytes is above the executor's memory_bytes, "
                 f"{settings.memory_bytes}"
             )
+        self._check_rules(table, settings)
         for amount in sorted(RESOURCE_PROPERTIES & settings.properties.keys()):
             self._problems.append(
                 f"[{table}] properties: {amount!r} asks for an amount and is not matched as a "
                 f"value; say what there is by the keys cpus and memory_bytes of [{table}]"
             )
+
+    def _check_rules(self, table: str, settings: ExecutorTable) -> None:
+        rules, offered = settings.workers.rules, settings.worker_protocols
+        for position, earlier in rules_never_reached(rules):
+            self._problems.append(
+                f"[{table}.workers.rules[{position}]] never counts: rules[{earlier}] fits all "
+                f"that it fits, and the first rule that fits counts alone"
+            )
+        for position, rule in enumerate(rules):
+            if rule.protocol is not None and offered is not None and rule.protocol not in offered:
+                self._problems.append(
+                    f"[{table}.workers.rules[{position}]] protocol: {rule.protocol!r} is not among "
+                    f"the worker_protocols of [{table}]{nearest(rule.protocol, offered)}"
+                )
 
     def _check_names(self, owner: str, settings: Settings) -> None:
         for key, table, name in references(settings):
@@ -465,12 +480,11 @@ def effective_document(configuration: Configuration) -> dict[str, Any]:
 
 def _plain(settings: Settings) -> dict[str, Any]:
     """`settings` in TOML's types; TOML has no null, so what is unset is left out."""
-    return _without_none(msgspec.to_builtins(settings))
+    plain: dict[str, Any] = _without_none(msgspec.to_builtins(settings))
+    return plain
 
 
-def _without_none(table: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_none(value) if isinstance(value, dict) else value
-        for key, value in table.items()
-        if value is not None
-    }
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(held) for key, held in value.items() if held is not None}
+    return [_without_none(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -44,6 +44,8 @@ def convert_table(
 def _convert_value(table: str, key: str, raw: object, kind: Any, problems: list[str]) -> object:
     if isinstance(kind, type) and issubclass(kind, Settings):
         return convert_table(f"{table}.{key}", raw, kind, problems)
+    if (item := _item_settings(kind)) is not None:
+        return _convert_array(f"{table}.{key}", raw, item, problems)
     if isinstance(raw, float) and not math.isfinite(raw):
         problems.append(f"[{table}] {key}: expected a finite number, got {raw!r}")
         return None
@@ -65,6 +67,26 @@ def _convert_value(table: str, key: str, raw: object, kind: Any, problems: list[
         return None
 
 
+def _item_settings(kind: Any) -> type[Settings] | None:
+    """What an array of tables consists of, if `kind` is one."""
+    if get_origin(kind) is not tuple:
+        return None
+    item = get_args(kind)[0]
+    return item if isinstance(item, type) and issubclass(item, Settings) else None
+
+
+def _convert_array(
+    table: str, raw: object, item: type[Settings], problems: list[str]
+) -> tuple[Settings | None, ...] | None:
+    if not isinstance(raw, list | tuple):
+        problems.append(f"[{table}] must be an array of tables, as [[{table}]]")
+        return None
+    return tuple(
+        convert_table(f"{table}[{position}]", entry, item, problems)
+        for position, entry in enumerate(raw)
+    )
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A clause that names what `word` may have been meant to be, or all that there is."""
     known = list(known)
@@ -76,15 +98,33 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def references(settings: Settings) -> Iterator[tuple[str, str, str]]:
-    """The tables that `settings` names: its key, the sort of table, and the name given there."""
+    """The tables that `settings` names: its key, the sort of table, and the name given there.
+
+    Keys of tables inside of it come with where those are, as in ``rules[0].protocol``.
+    """
     hints = get_type_hints(type(settings), include_extras=True)
     for key, hint in hints.items():
-        sort = _note(hint, "refers_to")
         value = getattr(settings, key)
-        if sort is None or value is None:
+        if inner := [*_settings_in(key, value)]:
+            for place, below in inner:
+                for inner_key, sort, name in references(below):
+                    yield f"{place}.{inner_key}", sort, name
+            continue
+        named = _note(hint, "refers_to")
+        if named is None or value is None:
             continue
         for name in (value,) if isinstance(value, str) else value:
-            yield key, sort, name
+            yield key, named, name
+
+
+def _settings_in(key: str, value: object) -> Iterator[tuple[str, Settings]]:
+    """The tables that a value is, or consists of, each with where it is."""
+    if isinstance(value, Settings):
+        yield key, value
+    elif isinstance(value, tuple):
+        for position, item in enumerate(value):
+            if isinstance(item, Settings):
+                yield f"{key}[{position}]", item
 
 
 def _note(hint: Any, name: str) -> str | None:

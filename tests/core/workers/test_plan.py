@@ -15,7 +15,8 @@ from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.worker_protocol_pb2 import WorkRequest
 from stoker.storage.input_tree import InputFile, InputTree
 from stoker.storage.memory import MemoryBlobStore
-from stoker.workers.plan import WorkerPlan, build_request, plan_worker
+from stoker.workers.plan import WorkerPlan, plan_worker
+from stoker.workers.requests import build_request
 
 from .trees import tree_of
 from .workshop import load
@@ -206,9 +207,13 @@ async def test_a_request_names_all_inputs_with_their_digests() -> None:
     request = await request_for(tree, {"flags": b"-o\nx\n"}, an_action())
     assert list(request.arguments) == ["-o", "x"]
     assert request.request_id == 0
-    assert [entry.path for entry in request.inputs] == ["bin/tool", "flags", "src/a", "link"]
     source = SHA256.digest(b"src/a").hash.encode()
-    assert [entry.digest for entry in request.inputs][2:] == [source, source]
+    assert sorted((entry.path, entry.digest) for entry in request.inputs) == [
+        ("bin/tool", SHA256.digest(b"bin/tool").hash.encode()),
+        ("flags", SHA256.digest(b"-o\nx\n").hash.encode()),
+        ("link", source),
+        ("src/a", source),
+    ]
 
 
 async def test_paths_are_as_the_worker_sees_them() -> None:
@@ -217,8 +222,8 @@ async def test_paths_are_as_the_worker_sees_them() -> None:
     action = an_action(["./tool", "@flags"], working_directory="w")
     request = await request_for(tree, {"w/flags": b"1\n@more", "src/more": b"2\n"}, action)
     assert list(request.arguments) == ["1", "2"]
-    paths = [entry.path for entry in request.inputs]
-    assert paths == ["../src/a", "../src/more", "flags", "src/b", "more"]
+    paths = sorted(entry.path for entry in request.inputs)
+    assert paths == ["../src/a", "../src/more", "flags", "more", "src/b"]
 
 
 async def test_an_empty_flag_file_needs_no_store() -> None:

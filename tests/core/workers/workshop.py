@@ -23,8 +23,9 @@ from stoker.protos.worker_protocol_pb2 import WorkResponse
 from stoker.spi import ProcessUser, Sandbox
 from stoker.storage.input_tree import InputFile, InputTree
 from stoker.storage.memory import MemoryBlobStore
-from stoker.workers.plan import WorkerPlan, build_request, plan_worker
+from stoker.workers.plan import WorkerPlan, plan_worker
 from stoker.workers.pool import WorkerPool, open_worker_pool
+from stoker.workers.requests import build_request
 from stoker.workers.settings import WorkerSettings
 from stoker.workers.worker import Worker
 from stoker_exec_local import open_local

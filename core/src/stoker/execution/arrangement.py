@@ -87,6 +87,8 @@ class LaidFolder:
     has_copies: bool = False
     """Whether some of the files, in a root of links, are copies that the action may change."""
     stamp: FileState | None = None
+    watch: int = 0
+    """Its number with the `FolderWatch`; 0 where it is not watched."""
     stamped_ns: int = 0
     """When the stamp was taken, in nanoseconds since 1970."""
 

@@ -14,6 +14,7 @@ import time
 
 from stoker.execution.arrangement import FOLDER_MODE, FileState, LaidFolder
 from stoker.execution.attributes import strip_attributes
+from stoker.execution.folder_watch import FolderWatch
 from stoker.execution.open_folders import OpenFolders
 from stoker.execution.removal import remove_entry
 from stoker.spi import ProcessUser
@@ -61,12 +62,21 @@ class Cleaning:
     With `links`, files are links whose content, permissions and times nobody can change: then a
     folder whose stamp is the same holds the same, and is not looked into. Time grows with folders
     and changes. Otherwise every file is looked at: an input may have been written to in place,
-    which no folder tells, but its time does, which was set to long ago.
+    which no folder tells, but its time does, which was set to long ago; or a watch that has looked
+    at the folder before.
     """
 
     def __init__(
-        self, top: str, laid: LaidFolder, *, links: bool, user: ProcessUser | None
+        self,
+        top: str,
+        laid: LaidFolder,
+        *,
+        links: bool,
+        user: ProcessUser | None,
+        watch: FolderWatch | None = None,
     ) -> None:
+        """`watch` is asked, and told, of folders of copies."""
+        self._watch = watch
         self._top = top
         self._laid = laid
         self._links = links
@@ -75,6 +85,8 @@ class Cleaning:
 
     def run(self) -> None:
         """Raises OSError where something withstands; then the folder is in doubt."""
+        if self._watch is not None:
+            self._watch.refresh()
         with OpenFolders(self._top) as folders:
             waiting = [(0, "", self._laid)]
             path: list[tuple[LaidFolder, str]] = []
@@ -94,18 +106,31 @@ class Cleaning:
         stamp = state_of(found)
         if self._device < 0:
             self._device = found.st_dev
-        if stamp == laid.stamp and _is_settled(laid):
-            if self._links and not laid.has_copies:
+        if stamp == laid.stamp:
+            if self._is_watched_and_untouched(laid):
                 return True
-            return self._check_copies(folders.descriptor, laid)
+            if _is_settled(laid):
+                if self._links and not laid.has_copies:
+                    return True
+                self._begin_to_watch(folders.descriptor, laid)
+                return self._check_copies(folders.descriptor, laid)
         if stamp != laid.stamp:
             self._restore(folders.descriptor, found)
         before = len(laid.files) + len(laid.symlinks) + len(laid.folders)
+        self._begin_to_watch(folders.descriptor, laid)
         self._look_into(folders.descriptor, laid)
         stamp_folder(folders.descriptor, laid)
         whole = before == len(laid.files) + len(laid.symlinks) + len(laid.folders)
         laid.is_exact &= whole
         return whole
+
+    def _is_watched_and_untouched(self, laid: LaidFolder) -> bool:
+        return self._watch is not None and self._watch.is_untouched(laid.watch)
+
+    def _begin_to_watch(self, descriptor: int, laid: LaidFolder) -> None:
+        """Before the look: what happens meanwhile counts as after it."""
+        if self._watch is not None and not self._links:
+            laid.watch = self._watch.add(descriptor)
 
     def _check_copies(self, descriptor: int, laid: LaidFolder) -> bool:
         """Remove the copies that were touched, in a folder that has the names that it had.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from stoker.errors import InputsMissing, StorageFull
 from stoker.execution.action_folders import Workplace, open_workplace
 from stoker.execution.disk import Disk
 from stoker.execution.folder_modes import open_worker_folder
+from stoker.execution.folder_watch import FolderWatch, open_folder_watch
 from stoker.execution.input_root import InputRoot
 from stoker.execution.on_worker import OnWorker
 from stoker.execution.one_shot import OneShot
@@ -53,8 +53,8 @@ class Executor:
         self._one_shot = one_shot
         self._on_worker = OnWorker(name, blobs, workers, worker_settings)
         self._strategy = strategy
-        self._worker_settings = worker_settings
         self.workers = workers
+        self._worker_settings = worker_settings
         self._settings = settings
 
     async def run(self, action: LoadedAction, started: Started) -> Outcome:
@@ -102,19 +102,19 @@ class Executor:
         return InputsMissing(list(dict.fromkeys(missing)))
 
     async def _run_on_worker(self, run: Run) -> Outcome | None:
-        plan = plan_worker(run.action, run.tree, self.workers.protocols)
+        plan = plan_worker(run.action, run.tree, self.workers.protocols, self._worker_settings)
         if isinstance(plan, WorkerPlan):
             surroundings = await self._strategy.identify_surroundings(run.action.platform)
-            return await self._on_worker.run(run, _within(plan, surroundings))
+            return await self._on_worker.run(run, plan.within(surroundings))
         if isinstance(plan, str):
             run.without_worker(plan)
         return None
 
 
-def _within(plan: WorkerPlan, surroundings: str) -> WorkerPlan:
-    if surroundings == plan.key.surroundings:
-        return plan
-    return replace(plan, key=replace(plan.key, surroundings=surroundings))
+@asynccontextmanager
+async def _folder_watch() -> AsyncIterator[FolderWatch]:
+    with open_folder_watch() as watch:
+        yield watch
 
 
 @asynccontextmanager
@@ -142,6 +142,7 @@ async def open_executor(
     open_root = partial(InputRoot, blobs=blobs, link=link_inputs, user=user)
     async with (
         open_workplace(folder, open_root=open_root, settings=settings, user=user) as workplace,
+        _folder_watch() as watch,
         # Tidies up what workers leave, and so ends after them.
         trio.open_nursery() as nursery,
     ):
@@ -159,7 +160,9 @@ async def open_executor(
             open_folder=partial(
                 open_worker_folder,
                 nursery=nursery,
-                open_root=partial(InputRoot, blobs=blobs, link=link_worker_inputs, user=user),
+                open_root=partial(
+                    InputRoot, blobs=blobs, link=link_worker_inputs, user=user, watch=watch
+                ),
                 user=user,
             ),
             settings=worker_settings,

@@ -28,6 +28,7 @@ from stoker.execution.arrangement import (
 )
 from stoker.execution.cleaning import Cleaning, is_untouched
 from stoker.execution.disk import disk_errors, on_disk, write_all
+from stoker.execution.folder_watch import FolderWatch
 from stoker.execution.layout import DistantFile, Layout, Policy, Sources
 from stoker.execution.removal import empty_folder, remove_path, remove_tree
 from stoker.execution.union import find, union, without
@@ -65,8 +66,13 @@ class InputRoot:
         *,
         link: bool = False,
         user: ProcessUser | None = None,
+        watch: FolderWatch | None = None,
     ) -> None:
-        """Use `folder`, which need not exist yet. What it may hold is not trusted."""
+        """Use `folder`, which need not exist yet. What it may hold is not trusted.
+
+        A `watch` saves looks at copies, where one root serves many actions.
+        """
+        self._watch = watch
         self.folder = folder
         self._top = os.fspath(folder)
         self._blobs = blobs
@@ -261,7 +267,8 @@ class InputRoot:
 
     def _clean(self, laid: LaidFolder) -> None:
         self.check_intact()
-        Cleaning(self._top, laid, links=self._policy.link, user=self._policy.user).run()
+        link, user = self._policy
+        Cleaning(self._top, laid, links=link, user=user, watch=self._watch).run()
 
     # --- contents
 

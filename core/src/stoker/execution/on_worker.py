@@ -19,8 +19,9 @@ from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
 from stoker.spi import BlobStore
 from stoker.workers.failure import WorkerFailed
-from stoker.workers.plan import WorkerPlan, build_request
+from stoker.workers.plan import WorkerPlan
 from stoker.workers.pool import WorkerPool
+from stoker.workers.requests import build_request
 from stoker.workers.settings import WorkerSettings
 from stoker.workers.worker import Worker
 
@@ -104,7 +105,14 @@ class OnWorker:
                 request.sandbox_dir = folder.sandbox_dir
                 response = await _perform(run, worker, request, folder)
                 run.stages.mark("execution_completed")
-                run.stages.note({"worker": worker.name, "served": worker.served, "worker_key": key})
+                run.stages.note(
+                    {
+                        "worker": worker.name,
+                        "served": worker.served,
+                        "worker_key": key,
+                        "tools_by": plan.tools_by,
+                    }
+                )
                 return await conclude(run, self._ending(run, response), folder.root, self._blobs)
 
     @asynccontextmanager

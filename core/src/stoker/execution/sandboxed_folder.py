@@ -14,11 +14,9 @@ import trio
 from stoker.execution.disk import on_disk
 from stoker.execution.input_root import InputRoot
 from stoker.execution.run import Run
-from stoker.execution.union import only
 from stoker.execution.worker_folders import TIDYING, RequestFolder, Served, WorkerFolder
 from stoker.spi import ProcessUser
 from stoker.storage.input_tree import InputTree
-from stoker.workers.paths import resolve
 from stoker.workers.plan import WorkerPlan
 
 SANDBOXES = "__sandbox"
@@ -99,9 +97,8 @@ class SandboxedFolder(WorkerFolder):
         async with self._lock:
             self._check_sound(worker)
             if not self.root.is_known:
-                tools = InputTree(only(run.tree.root, _tool_paths(self._plan, run.tree)))
                 folders = [self._sandboxes.relative_to(self.root.folder).as_posix()]
-                await self.root.lay_out(tools, folders)
+                await self.root.lay_out(self._plan.tool_tree, folders)
             self.root.check_intact()
             self._check_working_place(run)
 
@@ -126,16 +123,3 @@ class SandboxedFolder(WorkerFolder):
         async with self._lock:
             if not (self._spoilt or self._in_flight or self._temporary.is_empty()):
                 await on_disk(TIDYING, self._temporary.wipe)
-
-
-def _tool_paths(plan: WorkerPlan, tree: InputTree) -> frozenset[str]:
-    """The tool's files, and the links by which it may be named or find them."""
-    program = posixpath.normpath(posixpath.join(plan.key.working_directory, plan.startup[0]))
-    places = {above for path in plan.tools for above in _with_parents(path)}
-    links = {path for path in tree.symlinks if path == program or resolve(tree, "", path) in places}
-    return plan.tools | links
-
-
-def _with_parents(path: str) -> set[str]:
-    names = path.split("/")
-    return {"/".join(names[:end]) for end in range(1, len(names) + 1)}

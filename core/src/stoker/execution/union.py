@@ -6,7 +6,7 @@ mean equal content here too, and are not looked into.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import TypeVar
 
 from stoker.digest import SHA256
@@ -60,24 +60,6 @@ def without(directory: InputDirectory, path: str) -> InputDirectory:
         {n: child for n, child in directories.items() if n != name},
         {n: target for n, target in directory.symlinks.items() if n != name},
     )
-
-
-def only(directory: InputDirectory, paths: Set[str], prefix: str = "") -> InputDirectory:
-    """The files and links of `directory` at `paths`, with the folders that they are in.
-
-    Raises InvalidRequest for a tree that is too deep for a folder.
-    """
-    _check_depth(prefix.count("/"))
-    directories = {
-        name: kept
-        for name, below in directory.directories.items()
-        if (kept := only(below, paths, f"{prefix}{name}/")).entries
-    }
-    files = {name: file for name, file in directory.files.items() if prefix + name in paths}
-    symlinks = {name: to for name, to in directory.symlinks.items() if prefix + name in paths}
-    if _is_made_of(directory, files, directories, symlinks):
-        return directory
-    return _directory(files, directories, symlinks)
 
 
 def find(root: InputDirectory, path: str) -> Entry | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stoker.digest import Digest
 
@@ -46,6 +46,8 @@ class InputDirectory:
     __slots__ = (
         "__weakref__",
         "checked_at",
+        "depth",
+        "derived",
         "digest",
         "directories",
         "entries",
@@ -64,6 +66,8 @@ class InputDirectory:
     """What all files below it have together."""
     path_characters: int
     """How long all paths below it are together, once they are spelt out."""
+    depth: int
+    """How many directories there are on the longest way down from it."""
 
     def __init__(
         self,
@@ -80,6 +84,9 @@ class InputDirectory:
         """Every path below it, once somebody has asked for that."""
         self.checked_at = 0.0
         """When it was last seen that its files are in the store; kept by whoever looks."""
+        self.derived: dict[str, Any] = {}
+        """What others have worked out of it, each under a name of theirs. It lives as long as the
+        directory, so that it must not grow without bound, nor hold what the directory does not."""
         self._add_up()
 
     def _add_up(self) -> None:
@@ -88,6 +95,7 @@ class InputDirectory:
         self.size_bytes = sum(file.digest.size_bytes for file in self.files.values())
         names = (*self.files, *self.directories, *self.symlinks)
         self.path_characters = sum(map(len, names))
+        self.depth = max((below.depth + 1 for below in self.directories.values()), default=0)
         for name, below in self.directories.items():
             self.entries += below.entries
             self.file_count += below.file_count

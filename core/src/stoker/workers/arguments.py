@@ -18,6 +18,12 @@ MAX_DEPTH = 32
 MAX_FLAG_FILE_BYTES = 64 * 1024 * 1024
 """How much the flag files of one request may hold together."""
 
+MAX_FLAG_FILES = 10_000
+"""How many flag files one request may name, each counted as often as it is named."""
+
+MAX_LINES = 1_000_000
+"""How many lines the flag files of one request may have together."""
+
 ReadFlagFile = Callable[[str], Awaitable[bytes]]
 
 _FLAG_FILE_ARGUMENT = re.compile(r"(?:@|--?flagfile=).+", re.DOTALL)
@@ -58,8 +64,9 @@ async def expand_arguments(flag_files: Sequence[str], read: ReadFlagFile) -> lis
     """The arguments of a request: `flag_files` in order, with lines in place of ``@path``.
 
     `read` is given each path as it is written. One line is one argument, and an empty line an
-    empty one. Raises InvalidRequest for files that name each other in a circle, more than
-    `MAX_DEPTH` deep, of more than `MAX_FLAG_FILE_BYTES` together, or that are no UTF-8.
+    empty one, however long. Raises InvalidRequest for files that name each other in a circle, or
+    more than `MAX_DEPTH` deep, that are more than `MAX_FLAG_FILES`, of more than
+    `MAX_FLAG_FILE_BYTES` together or of more than `MAX_LINES` lines, or that are no UTF-8.
     """
     return await _Expansion(read).expand(flag_files)
 
@@ -71,6 +78,8 @@ class _Expansion:
         self._read = read
         self._open: list[str] = []  # the files that are being expanded, outermost first
         self._total_bytes = 0
+        self._total_files = 0
+        self._total_lines = 0
 
     async def expand(self, arguments: Sequence[str]) -> list[str]:
         expanded: list[str] = []
@@ -84,7 +93,9 @@ class _Expansion:
 
     async def _expand_file(self, path: str) -> list[str]:
         self._check_nesting(path)
-        lines = _lines(path, await self._read_bounded(path))
+        data = await self._read_bounded(path)
+        self._count_lines(path, data)
+        lines = _lines(path, data)
         self._open.append(posixpath.normpath(path))
         expanded = await self.expand(lines)
         self._open.pop()
@@ -98,6 +109,11 @@ class _Expansion:
             raise InvalidRequest(f"flag file {path!r} is nested more than {MAX_DEPTH} deep")
 
     async def _read_bounded(self, path: str) -> bytes:
+        self._total_files += 1
+        if self._total_files > MAX_FLAG_FILES:
+            raise InvalidRequest(
+                f"flag files are named more than {MAX_FLAG_FILES} times, the last is {path!r}"
+            )
         data = await self._read(path)
         self._total_bytes += len(data)
         if self._total_bytes > MAX_FLAG_FILE_BYTES:
@@ -106,6 +122,14 @@ class _Expansion:
                 f"the last of them {path!r}"
             )
         return data
+
+    def _count_lines(self, path: str, data: bytes) -> None:
+        # Before they are split: short lines take many times their memory as arguments.
+        self._total_lines += data.count(b"\n")
+        if self._total_lines > MAX_LINES:
+            raise InvalidRequest(
+                f"flag files hold more than {MAX_LINES} lines together, the last of them {path!r}"
+            )
 
 
 def _lines(path: str, data: bytes) -> list[str]:

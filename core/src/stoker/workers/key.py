@@ -23,6 +23,9 @@ class WorkerKey:
 
     The client's own key is a part of the platform, and no more than that: it keeps workers apart
     but never makes two that differ otherwise one.
+
+    A mnemonic is no part. To Bazel it is, which is why there is ``worker-key-mnemonic``: it has
+    actions of several mnemonics share a worker. Here these share one anyway if all else is equal.
     """
 
     namespace: str
@@ -30,8 +33,9 @@ class WorkerKey:
     silo: str
     """The property ``cache-silo-key``."""
     platform: tuple[tuple[str, tuple[str, ...]], ...]
+    """All properties but ``worker-key-mnemonic``, in order of their names."""
     argv: tuple[str, ...]
-    """What the process is started with, ``--persistent_worker`` included."""
+    """What the process is started with: ``--persistent_worker`` and what the operator adds too."""
     environment: tuple[tuple[str, str], ...]
     """The command's variables, in order of their names."""
     working_directory: str
@@ -40,7 +44,7 @@ class WorkerKey:
     surroundings: str = ""
     """What the strategy says of where it runs, such as the digest of a container's image."""
     tools: str
-    """The hash of the tool's files that stoker computes itself."""
+    """The Merkle hash of the tool's files, and of links to them, that stoker computes itself."""
 
     def difference(self, other: WorkerKey) -> tuple[str, ...]:
         """The names of the components in which `other` differs: why a worker was not shared."""

@@ -1,47 +1,87 @@
-"""Finding out which file of an input tree a path means, without a disk."""
+"""Finding out what a path of an input tree means, without a disk.
+
+Each step is a look-up in one directory, so that nothing depends on how large the tree is.
+"""
 
 from __future__ import annotations
 
+import enum
 import posixpath
-from collections.abc import Mapping
+from typing import NamedTuple
 
-from stoker.storage.input_tree import InputTree
+from stoker.storage.input_tree import FileEntry, InputDirectory, InputTree, entry_in
 
 # As many as Linux follows before it gives up.
 _MAX_LINKS = 40
 
 
-def resolve(tree: InputTree, working_directory: str, path: str) -> str | None:
-    """Where `path`, seen from `working_directory`, lies in `tree`, relative to its root.
+class Place(NamedTuple):
+    """Where a path leads, all symbolic links followed."""
 
-    Symbolic links of the tree are followed. None where the path or a link leaves the tree, or
-    links go in a circle. What is returned need not exist; the root itself is the empty path.
+    path: str
+    """Relative to where the walk began; empty for that directory itself."""
+    entry: InputDirectory | FileEntry | None
+    """None where the tree has nothing, as where outputs will be."""
+    links: tuple[tuple[str, str], ...]
+    """The links that were followed: where they are, and what they say."""
+
+
+class Astray(enum.Enum):
+    """Why a path leads nowhere."""
+
+    ABOVE = enum.auto()
+    """It leaves the directory where the walk began, upwards."""
+    ABSOLUTE = enum.auto()
+    """A link leads to a place outside of every tree."""
+    CIRCLE = enum.auto()
+    """There are more links on the way than anybody follows."""
+
+
+def walk(start: InputDirectory, path: str) -> Place | Astray:
+    """Where the relative `path` leads from `start`, which it must not leave.
+
+    Of two walks along one path, from a directory and from one above it, both that do not go
+    astray end at the same place.
     """
-    links_left = _MAX_LINKS
-    unresolved = _segments(working_directory + "/" + path)
-    if path.startswith("/"):
-        return None
-    resolved: list[str] = []
+    unresolved = _segments(path)
+    names: list[str] = []
+    entries: list[InputDirectory | FileEntry | None] = [start]
+    links: list[tuple[str, str]] = []
     while unresolved:
         segment = unresolved.pop()
         if segment == "..":
-            if not resolved:
-                return None
-            resolved.pop()
+            if not names:
+                return Astray.ABOVE
+            names.pop()
+            entries.pop()
             continue
-        target = _target(tree.symlinks, resolved, segment)
-        if target is None:
-            resolved.append(segment)
+        above = entries[-1]
+        entry = entry_in(above, segment) if isinstance(above, InputDirectory) else None
+        if not isinstance(entry, str):
+            names.append(segment)
+            entries.append(entry)
             continue
-        links_left -= 1
-        if target.startswith("/") or not links_left:
-            return None
-        unresolved += _segments(target)
-    return "/".join(resolved)
+        links.append(("/".join([*names, segment]), entry))
+        if entry.startswith("/"):
+            return Astray.ABSOLUTE
+        if len(links) == _MAX_LINKS:
+            return Astray.CIRCLE
+        unresolved += _segments(entry)
+    return Place("/".join(names), entries[-1], tuple(links))
 
 
-def _target(symlinks: Mapping[str, str], parent: list[str], segment: str) -> str | None:
-    return symlinks.get("/".join([*parent, segment])) if symlinks else None
+def find(tree: InputTree, working_directory: str, path: str) -> Place | None:
+    """Where `path`, seen from `working_directory`, leads in `tree`; None where that is outside."""
+    if path.startswith("/"):
+        return None
+    place = walk(tree.root, f"{working_directory}/{path}")
+    return place if isinstance(place, Place) else None
+
+
+def find_file(tree: InputTree, working_directory: str, path: str) -> FileEntry | None:
+    """The file that `path` means, seen from `working_directory`, if there is one."""
+    place = find(tree, working_directory, path)
+    return place.entry if place is not None and isinstance(place.entry, FileEntry) else None
 
 
 def _segments(path: str) -> list[str]:

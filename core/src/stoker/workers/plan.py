@@ -1,34 +1,39 @@
-"""Whether an action can be given to a persistent worker, to which, and as what request."""
+"""Whether an action can be given to a persistent worker, and to which."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+import posixpath
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 
-from stoker.action import LoadedAction, Platform
-from stoker.digest import Digest
-from stoker.errors import InputsMissing, InvalidRequest
+from stoker.action import LoadedAction
 from stoker.protos import remote_execution_pb2 as reapi
-from stoker.protos.worker_protocol_pb2 import Input, WorkRequest
-from stoker.spi import BlobStore
 from stoker.storage.input_tree import InputTree
-from stoker.workers.arguments import (
-    MAX_FLAG_FILE_BYTES,
-    expand_arguments,
-    flag_file_path,
-    split_arguments,
+from stoker.workers.arguments import CommandLine, flag_file_path, split_arguments
+from stoker.workers.key import Mode, WorkerKey
+from stoker.workers.links import MAX_DEPTH
+from stoker.workers.paths import find, find_file
+from stoker.workers.properties import (
+    UnclearProperties,
+    Wishes,
+    asks_for_worker,
+    read_wishes,
+    telling_processes_apart,
 )
-from stoker.workers.key import WorkerKey
-from stoker.workers.paths import resolve, seen_from
-from stoker.workers.tools import tool_files, tools_hash
+from stoker.workers.rules import find_rule
+from stoker.workers.settings import WorkerRule, WorkerSettings
+from stoker.workers.tools import Tools, ToolsBy, find_tools
 
 PERSISTENT_WORKER_FLAG = "--persistent_worker"
 DEFAULT_PROTOCOL = "proto"
 
+_UNCONFIGURED = WorkerSettings()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerTerms:
-    """How workers are kept that serve a plan. No part of the key: they follow from it."""
+    """How workers are kept that serve a plan. No part of the key: where rules for two mnemonics
+    give unlike terms to what is one process to the key, those of the action at hand hold."""
 
     max_workers_per_key: int = 4
     max_workers_per_mnemonic: int | None = None
@@ -45,11 +50,14 @@ class WorkerPlan:
     key: WorkerKey
     protocol: str
     startup: tuple[str, ...]
-    """What starts the worker, without the flag that makes it one."""
+    """What starts the worker, without the flag that makes it one and what follows that."""
     flag_files: tuple[str, ...]
     """The arguments of the request, before they are expanded."""
-    tools: frozenset[str]
-    """Paths of the tool's files, relative to the input root. Never a flag file."""
+    tool_tree: InputTree
+    """The part of the action's input tree that is the tool's, and links to it. Never a flag
+    file that the command line names."""
+    tools_by: ToolsBy = "marked"
+    """Who said so."""
     name: str = ""
     """What its workers are counted and named by: the mnemonic, or what stands for it."""
     terms: WorkerTerms = WorkerTerms()
@@ -57,144 +65,165 @@ class WorkerPlan:
     """Whether its workers heed cancel requests."""
     verbosity: int = 0
 
+    @property
+    def tools(self) -> frozenset[str]:
+        """Paths of the tool's files, relative to the input root. To be spelt out takes time."""
+        return frozenset(self.tool_tree.files)
+
+    def within(self, surroundings: str) -> WorkerPlan:
+        """The same for a strategy whose processes have these surroundings, as it says itself."""
+        if surroundings == self.key.surroundings:
+            return self
+        return replace(self, key=replace(self.key, surroundings=surroundings))
+
 
 def plan_worker(
-    action: LoadedAction, tree: InputTree, protocols: Collection[str]
+    action: LoadedAction,
+    tree: InputTree,
+    protocols: Collection[str],
+    settings: WorkerSettings = _UNCONFIGURED,
 ) -> WorkerPlan | str | None:
-    """The plan for `action`; None if it does not ask for a worker; or why it cannot have one.
+    """The plan for `action`; None if no worker is asked for; or why it cannot have one.
 
     An action that cannot have one is to be run as any other, which is always right. `protocols`
-    are those on offer.
+    are those on offer. What the action says itself counts before what `settings` say of it. The
+    surroundings are left empty: see `WorkerPlan.within`.
+
+    It costs as much as those directories of `tree` have entries that no earlier tree has.
     """
-    if not _asks_for_worker(action.platform):
-        return None
-    protocol = _protocol(action.platform)
-    if obstacle := _platform_obstacle(action.platform, protocol, protocols):
+    rule = find_rule(settings.rules, action.mnemonic, action.command.arguments[0])
+    try:
+        asked = asks_for_worker(action.platform)
+        if asked is False or (asked is None and rule.use != "always"):
+            return None
+        wishes = read_wishes(action.platform)
+    except UnclearProperties as error:
+        return f"{error}"
+    protocol = wishes.protocol or rule.protocol or DEFAULT_PROTOCOL
+    if obstacle := _obstacle(wishes, rule, protocol, protocols):
         return obstacle
     command_line = split_arguments(action.command.arguments)
     if command_line is None:
         return "no argument names a flag file (@file or --flagfile=file) to send to a worker"
-    if not command_line.startup:
-        return "no argument is left to start a worker with, as all name flag files"
-    working_directory = action.command.working_directory
-    flag_files = _flag_files(tree, working_directory, command_line.flag_files)
-    if absent := [path for path in flag_files if path not in tree.files]:
-        return f"flag file {absent[0]!r} is not among the inputs"
-    tools = tool_files(tree, working_directory, command_line.startup) - flag_files
-    return WorkerPlan(
-        key=_key(action, tree, protocol, command_line.startup, tools),
+    if obstacle := _command_line_obstacle(command_line, action, tree):
+        return obstacle
+    return _plan(
+        action,
+        tree,
+        command_line=command_line,
+        wishes=wishes,
+        rule=rule,
+        settings=settings,
         protocol=protocol,
-        startup=command_line.startup,
-        flag_files=command_line.flag_files,
-        tools=tools,
     )
 
 
-async def build_request(
-    plan: WorkerPlan, action: LoadedAction, tree: InputTree, blobs: BlobStore, request_id: int = 0
-) -> WorkRequest:
-    """The request that gives `action` to a worker, with every file of `tree` as an input (PWK-07).
-
-    Paths are as the worker sees them from its working directory; a link to a file is listed with
-    the digest of that file. Raises InvalidRequest for flag files that cannot be expanded,
-    InputsMissing for one that is not in `blobs`, and what `blobs` raises.
-    """
-    working_directory = action.command.working_directory
-    request = WorkRequest(request_id=request_id)
-
-    async def read(path: str) -> bytes:
-        return await _read_flag_file(tree, working_directory, path, blobs)
-
-    request.arguments.extend(await expand_arguments(plan.flag_files, read))
-    request.inputs.extend(_inputs(tree, working_directory))
-    return request
-
-
-def _asks_for_worker(platform: Platform) -> bool:
-    """PWK-01, PWK-02: Bazel sends the key, others copy its execution requirement."""
-    return any(platform.get("persistentWorkerKey", ())) or "1" in platform.get(
-        "supports-workers", ()
-    )
-
-
-def _protocol(platform: Platform) -> str:
-    for name in ("persistentWorkerProtocol", "requires-worker-protocol"):
-        if value := _value(platform, name):
-            return value
-    return DEFAULT_PROTOCOL
-
-
-def _platform_obstacle(platform: Platform, protocol: str, protocols: Collection[str]) -> str | None:
+def _obstacle(
+    wishes: Wishes, rule: WorkerRule, protocol: str, protocols: Collection[str]
+) -> str | None:
+    if rule.use == "never":
+        return "the server's configuration says never to use one for it"
     if protocol not in protocols:
         offered = ", ".join(sorted(protocols)) or "none"
         return f"worker protocol {protocol!r} is not offered; offered are: {offered}"
-    # PWK-03: without it the client expects a container of its own for each action.
-    if any(platform.get("container-image", ())) and _value(platform, "dockerReuse") != "True":
+    if wishes.keeps_container is False and not rule.keep_containers:
         return "container-image is set without dockerReuse=True, so its container may not be kept"
     return None
 
 
-def _value(platform: Platform, name: str) -> str:
-    """The value of a property that has one. More than one is as good as an unknown one."""
-    return ", ".join(platform.get(name, ()))
+def _command_line_obstacle(
+    command_line: CommandLine, action: LoadedAction, tree: InputTree
+) -> str | None:
+    if not command_line.startup:
+        return "no argument is left to start a worker with, as all name flag files"
+    if tree.root.depth > MAX_DEPTH:
+        return f"the input root is more than {MAX_DEPTH} directories deep"
+    for path in _expanded_files(command_line):
+        if find_file(tree, action.command.working_directory, path) is None:
+            return f"flag file {path!r} is not among the inputs"
+    return None
 
 
-def _flag_files(
-    tree: InputTree, working_directory: str, arguments: Iterable[str]
-) -> frozenset[str]:
-    """Where the files lie that are to be expanded; as written where that is outside of the tree."""
-    paths = filter(None, map(flag_file_path, arguments))
-    return frozenset(resolve(tree, working_directory, path) or path for path in paths)
-
-
-def _key(
+def _plan(
     action: LoadedAction,
     tree: InputTree,
+    *,
+    command_line: CommandLine,
+    wishes: Wishes,
+    rule: WorkerRule,
+    settings: WorkerSettings,
     protocol: str,
-    startup: Sequence[str],
-    tools: frozenset[str],
-) -> WorkerKey:
-    return WorkerKey(
-        namespace=action.namespace,
-        silo=_value(action.platform, "cache-silo-key"),
-        platform=tuple(sorted(action.platform.items())),
-        argv=(*startup, PERSISTENT_WORKER_FLAG),
-        environment=_environment(action.command),
-        working_directory=action.command.working_directory,
+) -> WorkerPlan:
+    tools = _tools(action, tree, command_line, rule)
+    mode = _mode(wishes, rule, settings)
+    startup = command_line.startup
+    return WorkerPlan(
+        key=WorkerKey(
+            namespace=action.namespace,
+            silo=wishes.silo,
+            platform=telling_processes_apart(action.platform),
+            argv=(*startup, PERSISTENT_WORKER_FLAG, *rule.extra_flags),
+            environment=_environment(action.command),
+            working_directory=action.command.working_directory,
+            protocol=protocol,
+            mode=mode,
+            tools=tools.tree.root.digest.hash,
+        ),
         protocol=protocol,
-        tools=tools_hash(tree, tools),
+        startup=startup,
+        flag_files=command_line.flag_files,
+        tool_tree=tools.tree,
+        tools_by=tools.by,
+        name=wishes.name or action.mnemonic or posixpath.basename(startup[0]),
+        terms=_terms(rule, settings, mode),
+        cancellable=_first_said(wishes.cancellation, rule.cancellation),
+        verbosity=rule.verbosity,
     )
+
+
+def _tools(
+    action: LoadedAction, tree: InputTree, command_line: CommandLine, rule: WorkerRule
+) -> Tools:
+    working_directory = action.command.working_directory
+    places = (find(tree, working_directory, path) for path in _expanded_files(command_line))
+    return find_tools(
+        tree,
+        working_directory,
+        command_line.startup,
+        patterns=rule.tools,
+        never=[place.path for place in places if place is not None],
+    )
+
+
+def _expanded_files(command_line: CommandLine) -> Iterable[str]:
+    return filter(None, map(flag_file_path, command_line.flag_files))
+
+
+def _mode(wishes: Wishes, rule: WorkerRule, settings: WorkerSettings) -> Mode:
+    """PWK-19: where several requests at a time cannot be, they come one after the other."""
+    in_flight = rule.max_requests_in_flight or settings.max_requests_in_flight
+    if in_flight == 1 or not _first_said(wishes.multiplex, rule.multiplex):
+        return Mode.SINGLEPLEX
+    if _first_said(wishes.sandboxing, rule.multiplex_sandboxing):
+        return Mode.SANDBOXED_MULTIPLEX
+    return Mode.MULTIPLEX
+
+
+def _terms(rule: WorkerRule, settings: WorkerSettings, mode: Mode) -> WorkerTerms:
+    in_flight = rule.max_requests_in_flight or settings.max_requests_in_flight
+    return WorkerTerms(
+        max_workers_per_key=rule.max_workers_per_key or settings.max_workers_per_key,
+        max_workers_per_mnemonic=rule.max_workers_per_mnemonic or settings.max_workers_per_mnemonic,
+        max_requests=rule.max_requests or settings.max_requests,
+        max_requests_in_flight=1 if mode is Mode.SINGLEPLEX else in_flight,
+        high_priority=rule.high_priority,
+    )
+
+
+def _first_said(*words: bool | None) -> bool:
+    return next((word for word in words if word is not None), False)
 
 
 def _environment(command: reapi.Command) -> tuple[tuple[str, str], ...]:
     variables = {variable.name: variable.value for variable in command.environment_variables}
     return tuple(sorted(variables.items()))
-
-
-async def _read_flag_file(
-    tree: InputTree, working_directory: str, path: str, blobs: BlobStore
-) -> bytes:
-    file = tree.files.get(resolve(tree, working_directory, path) or "")
-    if file is None:
-        raise InvalidRequest(f"flag file {path!r} is not among the inputs")
-    if file.digest.size_bytes > MAX_FLAG_FILE_BYTES:
-        raise InvalidRequest(f"flag file {path!r} is larger than {MAX_FLAG_FILE_BYTES} bytes")
-    return await _read_blob(file.digest, blobs)
-
-
-async def _read_blob(digest: Digest, blobs: BlobStore) -> bytes:
-    if digest == digest.function.empty:
-        return b""
-    found = await blobs.read_many([digest])
-    if digest not in found:
-        raise InputsMissing([digest])
-    return found[digest]
-
-
-def _inputs(tree: InputTree, working_directory: str) -> Iterable[Input]:
-    """Bazel sends the hexadecimal text of the hash, and tools compare no more than that."""
-    for path, file in tree.files.items():
-        yield Input(path=seen_from(working_directory, path), digest=file.digest.hash.encode())
-    for path in tree.symlinks:
-        if target := tree.files.get(resolve(tree, "", path) or ""):
-            yield Input(path=seen_from(working_directory, path), digest=target.digest.hash.encode())

@@ -9,6 +9,7 @@ import msgspec
 from stoker import spi
 from stoker.resources import ByteCount
 
+ProtocolName = Annotated[str, msgspec.Meta(extra={"refers_to": "worker_protocols"})]
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
 _Patience = Annotated[float, msgspec.Meta(gt=0)]
@@ -27,7 +28,7 @@ class WorkerRule(spi.Settings, frozen=True):
     ``*/bin/javac``; empty for all."""
     use: Literal["asked", "always", "never"] = "asked"
     """Whether a worker is used where the action asks for one, or whenever it can be, or never."""
-    protocol: str | None = None
+    protocol: ProtocolName | None = None
     """How to speak to it where the action does not say; proto otherwise."""
     multiplex: bool | None = None
     """Whether it takes several requests at once, where the action does not say."""

@@ -223,7 +223,12 @@ async def test_a_second_worker_that_does_better(worker_rig: Rig, tmp_path: Path)
     mark.touch()
     tool = TOOL.replace(b"os.path.exists(rest):", b"os.path.exists(rest) and not os.remove(rest):")
     outcome = await worker_rig.run(await work(worker_rig.cas, f"die-if {mark}", "pid", tool=tool))
-    assert facts(outcome) == {"worker": "worker-2", "served": 1, "worker_key": "miss", "tools_by": "inferred"}
+    assert facts(outcome) == {
+        "worker": "worker-2",
+        "served": 1,
+        "worker_key": "miss",
+        "tools_by": "inferred",
+    }
     assert "worker-1" in outcome.message
 
 

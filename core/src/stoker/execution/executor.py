@@ -103,6 +103,21 @@ class Executor:
         return None
 
 
+class WorkerRoot(InputRoot):
+    """The input root of a worker, which goes with all that is beside it."""
+
+    def __init__(
+        self, top: Path, *, blobs: BlobStore, link: bool = False, user: ProcessUser | None = None
+    ) -> None:
+        super().__init__(top / "root", blobs=blobs, link=link, user=user)
+        self._beside = InputRoot(top, blobs=blobs)
+
+    async def remove(self) -> None:
+        """As promised by `InputRoot`."""
+        await super().remove()
+        await self._beside.remove()
+
+
 @asynccontextmanager
 async def open_executor(
     *,
@@ -126,6 +141,10 @@ async def open_executor(
     ConfigurationError if another executor, of whatever process, uses the folder.
     """
     open_root = partial(InputRoot, blobs=blobs, link=link_inputs, user=user)
+
+    def open_worker_root(_: WorkerPlan, top: Path) -> InputRoot:
+        return WorkerRoot(top, blobs=blobs, link=link_worker_inputs, user=user)
+
     async with open_workplace(
         folder, open_root=open_root, settings=settings, user=user
     ) as workplace:
@@ -140,7 +159,7 @@ async def open_executor(
             strategy=strategy,
             protocols=protocols,
             folder=workplace.workers,
-            open_root=partial(InputRoot, blobs=blobs, link=link_worker_inputs, user=user),
+            open_folder=open_worker_root,
             settings=worker_settings,
             user=user,
         ) as workers:

@@ -66,7 +66,7 @@ class OnWorker:
             run.stages.mark("execution_completed")
             run.stages.note({"worker": worker.name, "served": worker.served})
             # A worker that ran out of time is of no more use: the pool ends it.
-            return await conclude(run, self._ending(run, response), worker.root, self._blobs)
+            return await conclude(run, self._ending(run, response), worker.folder, self._blobs)
 
     async def _perform(
         self, run: Run, worker: Worker[InputRoot], request: WorkRequest
@@ -97,7 +97,7 @@ def process_exit_code(number: int) -> int:
 
 async def _lay_out(run: Run, worker: Worker[InputRoot]) -> None:
     try:
-        await worker.root.lay_out(run.tree, run.folders)
+        await worker.folder.lay_out(run.tree, run.folders)
     except RootReplaced as error:
         # By an earlier action: this one is to have a worker that has its folder.
         raise WorkerFailed(worker.name, f"has lost its folder: {error}", answered=False) from error

@@ -7,6 +7,7 @@ from collections import deque
 from pathlib import Path
 
 from stoker.spi import ProcessUser
+from stoker.workers.log import remove_log
 
 
 class WorkerLogs:
@@ -34,17 +35,11 @@ class WorkerLogs:
         """Its worker has ended. It stays as long as it is one of the newest."""
         self._ended.append(log)
         while len(self._ended) > self._kept:
-            _remove(self._ended.popleft())
+            remove_log(self._ended.popleft())
 
     def remove(self) -> None:
         """Remove the logs of all workers that have ended, and the folder."""
         while self._ended:
-            _remove(self._ended.popleft())
+            remove_log(self._ended.popleft())
         if self._folder.is_dir():
             self._folder.rmdir()
-
-
-def _remove(log: Path) -> None:
-    # With those that it was rotated to. The number in its name makes that unmistakable.
-    for path in log.parent.glob(f"{log.name}*"):
-        path.unlink(missing_ok=True)

@@ -31,7 +31,7 @@ def work(line, folder, stop, out):
     elif verb == "where":
         out.append(os.path.relpath(folder))
     elif verb == "inode":
-        out.append(str(Path(".").stat().st_ino))
+        out.append(str(Path().stat().st_ino))
     elif verb == "list":
         found = (p for p in folder.rglob("*") if not p.is_dir() and "__sandbox" not in p.parts)
         out += sorted(str(p.relative_to(folder)) for p in found)

@@ -238,7 +238,7 @@ case $2 in --persistent_worker) echo words >&2; read x; exit 3;; esac; echo alon
         worker_settings=settings,
     ) as rig:
         outcome = await rig.run(action)
-    names = [f"worker-{n}" for n in range(1, retries + 2)]
+    names = [f"worker-{n}-tool" for n in range(1, retries + 2)]
     # PWK-08
     assert sorted(outcome.server_logs) == [f"{name}.log" for name in names]
     for log in outcome.server_logs.values():

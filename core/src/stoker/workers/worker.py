@@ -24,7 +24,7 @@ FolderT = TypeVar("FolderT")
 
 _log = structlog.get_logger(__name__)
 
-_NOT_STARTED = "no process"
+NOT_STARTED = "no process"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Worker(Generic[FolderT]):
         """What the process writes to stderr."""
         self.fresh = True
         """Whether this is its first lease."""
-        self.process_name = _NOT_STARTED
+        self.process_name = NOT_STARTED
         """Such as ``process 4711``."""
         self.last_error = ""
         """What has ended it, unless the server wished so."""

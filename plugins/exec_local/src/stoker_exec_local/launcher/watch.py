@@ -199,7 +199,7 @@ class Watch(Loop):
             command.refusal = why_not_grouped(error).facts
             self._begin_end(command)
         else:
-            self._answers.append((messages.STARTED, command.number, command.pid))
+            self._answers.append(_started(command))
 
     def _group(self, number: int, start: Start) -> Group | None:
         return Group(self._estate, number, start) if self._estate else None
@@ -293,7 +293,7 @@ class Watch(Loop):
             command.refusal = marshal.loads(facts)  # noqa: S302  # of our own fork
             self._begin_end(command)
         else:
-            self._answers.append((messages.STARTED, command.number, command.pid))
+            self._answers.append(_started(command))
 
     def _on_exit(self, pid: int, status: int, usage: Any) -> None:
         command = self._by_pid.pop(pid, None)
@@ -347,6 +347,12 @@ class Watch(Loop):
     def _forget(self, command: Command) -> None:
         del self._commands[command.number]
         self._ending.discard(command)
+
+
+def _started(command: Command) -> tuple[object, ...]:
+    # Without groups this is the supervisor of the one command, and nothing else came of it.
+    where = command.group.memory_source() if command.group else (messages.DESCENDANTS, os.getpid())
+    return messages.STARTED, command.number, command.pid, where
 
 
 _PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT

@@ -33,8 +33,8 @@ def work(line, folder, stop, out):
     elif verb == "inode":
         out.append(str(Path().stat().st_ino))
     elif verb == "list":
-        found = (p for p in folder.rglob("*") if not p.is_dir() and "__sandbox" not in p.parts)
-        out += sorted(str(p.relative_to(folder)) for p in found)
+        found = (str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
+        out += sorted(found)
     elif verb == "temporary":
         place = Path(os.environ["TMPDIR"])
         out.append(" ".join(sorted(p.name for p in place.iterdir())))

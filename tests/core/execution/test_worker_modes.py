@@ -31,8 +31,14 @@ MODES = pytest.mark.parametrize("platform", [SINGLEPLEX, MULTIPLEX, SANDBOXED])
 
 @pytest.fixture
 async def modes(cas: Cas, strategy: Any, tmp_path: Path, open_rig: Any) -> AsyncIterator[Rig]:
-    protocols = {"json": JsonProtocol()}
-    async with open_rig(cas, strategy, tmp_path / "executor", protocols=protocols) as rig:
+    async with open_rig(
+        cas,
+        strategy,
+        tmp_path / "executor",
+        protocols={"json": JsonProtocol()},
+        # So that nobody gets another one while the first recovers.
+        worker_settings=WorkerSettings(max_workers_per_key=1, shutdown_grace_seconds=1),
+    ) as rig:
         yield rig
 
 
@@ -150,14 +156,16 @@ async def test_cancellation_costs_no_worker_that_can_be_told(
     (pid,) = await said(modes, await work(modes.cas, platform, "pid"))
     begun = tmp_path / "begun"
     async with trio.open_nursery() as nursery:
-        action = await work(modes.cas, platform, "write stray 1", f"hang {begun}")
+        action = await work(
+            modes.cas, platform, "write stray 1", f"hang {begun}", output_paths=["stray"]
+        )
         nursery.start_soon(modes.run, action)
         while not begun.exists():
             await trio.sleep(0.005)
         nursery.cancel_scope.cancel()
-    listed = await said(modes, await work(modes.cas, platform, "pid", "list"))
-    assert listed[0] == pid
-    assert "stray" not in listed
+    # Until the worker has answered, what the request was to write is still its own.
+    after = await work(modes.cas, platform, "pid", "read stray", inputs={"stray": b"mine"})
+    assert await said(modes, after) == [pid, "mine"]
 
 
 @pytest.mark.parametrize("platform", [MULTIPLEX, SANDBOXED])

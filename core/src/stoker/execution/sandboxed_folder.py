@@ -55,6 +55,7 @@ class SandboxedFolder(WorkerFolder):
         self._idle: list[_Sandbox] = []
         self._made = 0
         self._in_flight = 0
+        self._is_temporary_due = False  # whether its temporary folder is to be wiped
 
     @asynccontextmanager
     async def open_request(self, run: Run, worker: Served) -> AsyncIterator[RequestFolder]:
@@ -93,9 +94,11 @@ class SandboxedFolder(WorkerFolder):
         return posixpath.normpath(f"{SANDBOXES}/{sandbox.number}/{working_directory}")
 
     async def _prepare_root(self, run: Run, worker: Served) -> None:
-        """Lay out the tool, which happens once, and see that nobody wipes the temporary folder."""
+        """Lay out the tool, which happens once, and see that the temporary folder is wiped now or
+        not before the request is done."""
         async with self._lock:
             self._check_sound(worker)
+            await self._wipe_temporary()
             if not self.root.is_known:
                 folders = [self._sandboxes.relative_to(self.root.folder).as_posix()]
                 await self.root.lay_out(self._plan.tool_tree, folders)
@@ -106,14 +109,17 @@ class SandboxedFolder(WorkerFolder):
         if folder.is_open:
             self._after_recovery(worker, partial(self._give_back, sandbox))
         else:
-            self._idle.append(sandbox)
-            self._in_flight -= 1
+            self._release(sandbox)
             self._in_background(partial(self._tidy_up, sandbox))
 
     async def _give_back(self, sandbox: _Sandbox) -> None:
+        self._release(sandbox)
+        await self._tidy_up(sandbox)
+
+    def _release(self, sandbox: _Sandbox) -> None:
         self._idle.append(sandbox)
         self._in_flight -= 1
-        await self._tidy_up(sandbox)
+        self._is_temporary_due |= not self._in_flight
 
     async def _tidy_up(self, sandbox: _Sandbox) -> None:
         async with sandbox.lock:
@@ -121,5 +127,11 @@ class SandboxedFolder(WorkerFolder):
             if not self._spoilt and sandbox in self._idle and sandbox.root.is_known:
                 await sandbox.root.clean()
         async with self._lock:
-            if not (self._spoilt or self._in_flight or self._temporary.is_empty()):
-                await on_disk(TIDYING, self._temporary.wipe)
+            if not self._spoilt:
+                await self._wipe_temporary()
+
+    async def _wipe_temporary(self) -> None:
+        """No request works: those that have come since wait for the lock."""
+        if self._is_temporary_due and not self._temporary.is_empty():
+            await on_disk(TIDYING, self._temporary.wipe)
+        self._is_temporary_due = False

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import trio
 
-from stoker.action import LoadedAction, Outcome
+from stoker.action import LoadedAction
 from stoker.errors import TimedOut, Unavailable
 from stoker.workers.settings import WorkerSettings
 from stoker_worker_json import JsonProtocol
 
 Rig = Any
 Cas = Any
+Outcome = Any
 
 TOOL = Path(__file__).with_name("multiplex_tool.py").read_bytes()
 
@@ -70,7 +71,6 @@ async def said(rig: Rig, action: LoadedAction) -> list[str]:
 
 
 async def output_of(rig: Rig, outcome: Outcome) -> Mapping[str, bytes]:
-    assert outcome.result is not None
     return {file.path: await rig.cas.get(file.digest) for file in outcome.result.output_files}
 
 

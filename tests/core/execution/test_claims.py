@@ -98,7 +98,7 @@ def test_a_union_holds_all_of_both() -> None:
     below = directory({"a": b"1", "d": {"x": b"", "same": b""}, "l": "a", "t": b"", "f": {}})
     above = directory({"a": b"2", "d": {"y": b"", "same": b""}, "t": {"u": b""}, "f": b""})
     both = union(below, above)
-    expected = {
+    expected: Tree = {
         "a": b"2",
         "d": {"x": b"", "y": b"", "same": b""},
         "l": "a",

@@ -19,6 +19,7 @@ from stoker.plugins import Catalogue, Kind, load_catalogue
 from stoker.resources import Capacity, Share
 from stoker.spi import BlobStore, Context, Provider, Settings
 from stoker.storage.memory import MemoryBlobStore
+from stoker.workers.settings import WorkerRule
 
 FULL = """
 [server]
@@ -37,7 +38,14 @@ kind = "memory"
 strategy = "local"
 slots = 3
 properties = { OSFamily = "linux", ISA = ["x86-64", "arm-a64"] }
-workers = { idle_seconds = 1.5 }
+[executors.fast.workers]
+idle_seconds = 1.5
+[[executors.fast.workers.rules]]
+mnemonics = ["Javac", "*Turbine"]
+protocol = "json"
+max_requests = 100
+[[executors.fast.workers.rules]]
+use = "never"
 [instances."team/a"]
 blob_store = "main"
 action_cache = "main"
@@ -63,6 +71,10 @@ def test_a_full_document() -> None:
     assert set(configuration.instances) == {"team/a", ""}
     executor = configuration.executors["fast"]
     assert (executor.slots, executor.workers.idle_seconds) == (3, 1.5)
+    assert executor.workers.rules == (
+        WorkerRule(mnemonics=("Javac", "*Turbine"), protocol="json", max_requests=100),
+        WorkerRule(use="never"),
+    )
     assert executor.properties["ISA"] == ("x86-64", "arm-a64")
     order = [str(name) for name in configuration.services]
     assert order.index("[blob_stores.main]") < order.index("[blob_stores.mirror]")
@@ -109,6 +121,8 @@ blob_store = "main"
 action_cache = "main"
 """
 
+RULES = MAIN + '[executors.x]\nstrategy="local"\n[[executors.x.workers.rules]]\n'
+
 
 @pytest.mark.parametrize(
     ("toml", "said"),
@@ -123,6 +137,41 @@ action_cache = "main"
         (
             MAIN + '[executors.x]\nstrategy="local"\nworkers={idle=1}',
             "[executors.x.workers] has no key 'idle'",
+        ),
+        # tables in arrays
+        (
+            RULES + 'mnemonic = ["A"]',
+            "[executors.x.workers.rules[0]] has no key 'mnemonic': did you mean 'mnemonics'?",
+        ),
+        (
+            RULES + 'mnemonics = ["A"]\n[[executors.x.workers.rules]]\nmax_workers_per_key = 0',
+            "[executors.x.workers.rules[1]] max_workers_per_key: expected an integer >= 1, got 0",
+        ),
+        (RULES + 'mnemonics = "A"', "rules[0]] mnemonics: expected an array, got 'A'"),
+        (RULES + 'mnemonics = ["A", 1]', "rules[0]] mnemonics[1]: expected a string"),
+        (RULES + 'use = "often"', "rules[0]] use: invalid enum value 'often'"),
+        (
+            RULES.replace("[[", "[").replace("]]", "]"),
+            (
+                "[executors.x.workers.rules] must be an array of tables, as "
+                "[[executors.x.workers.rules]]"
+            ),
+        ),
+        (
+            MAIN + '[executors.x]\nstrategy="local"\nworkers={rules=[3]}',
+            "[executors.x.workers.rules[0]] must be a table, not an integer",
+        ),
+        (
+            RULES + 'use = "never"\n[[executors.x.workers.rules]]\nmnemonics = ["A"]',
+            "[executors.x.workers.rules[1]] never counts: rules[0] fits all that it fits",
+        ),
+        (
+            RULES.replace('"local"', '"local"\nworker_protocols=["proto"]') + 'protocol = "json"',
+            (
+                "[executors.x.workers.rules[0]] protocol: 'json' is not among the "
+                "worker_protocols of "
+                "[executors.x]: there are 'proto'"
+            ),
         ),
         # wrong types
         (MAIN + "[server]\nlisten = 8980", "[server] listen: expected an array, got 8980"),
@@ -201,6 +250,10 @@ action_cache = "main"
         (
             MAIN + '[executors.x]\nstrategy="local"\nworker_protocols=["proto", "jsn"]',
             "[executors.x] worker_protocols: there is no [worker_protocols.jsn]",
+        ),
+        (
+            RULES + 'protocol = "jsn"',
+            "[executors.x] workers.rules[0].protocol: there is no [worker_protocols.jsn]",
         ),
         (
             MAIN.replace('action_cache = "main"', 'action_cache = "main"\nexecutors = ["x"]'),

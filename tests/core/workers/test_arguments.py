@@ -56,6 +56,7 @@ async def test_files_are_expanded_in_order_and_within_each_other() -> None:
 
 
 async def test_only_the_plain_form_is_expanded() -> None:
+    # WORKERS 2.3: as Bazel was measured to do it; it does not take "@@f" for a literal "@f".
     verbatim = ["@@f", "@repo//:f", "--flagfile=f", "-flagfile=f"]
     assert await expand({"g": "\n".join([*verbatim, "@"]).encode()}, *verbatim, "@g") == [
         *verbatim,
@@ -82,6 +83,25 @@ async def test_size_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await expand({"a": b"12345"}, "@a", "@a") == ["12345", "12345"]
     with pytest.raises(InvalidRequest, match="more than 10 bytes"):
         await expand({"a": b"12345"}, "@a", "@a", "@a")
+
+
+async def test_the_number_of_files_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "MAX_FLAG_FILES", 10)
+    files = {"none": b"", "nine": b"@none\n" * 9, "ten": b"@none\n" * 10}
+    assert await expand(files, "@nine") == []
+    with pytest.raises(InvalidRequest, match="named more than 10 times, the last is 'none'"):
+        await expand(files, "@ten")
+
+
+async def test_the_number_of_lines_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "MAX_LINES", 10)
+    assert await expand({"a": b"\n" * 5}, "@a", "@a") == [""] * 10
+    with pytest.raises(InvalidRequest, match="more than 10 lines together, the last of them 'b'"):
+        await expand({"a": b"\n" * 5, "b": b"\n" * 6}, "@a", "@b")
+
+
+async def test_a_line_may_be_long() -> None:
+    assert await expand({"f": b"x" * 200_000 + b"\ny"}, "@f") == ["x" * 200_000, "y"]
 
 
 async def test_what_is_no_text_is_refused() -> None:

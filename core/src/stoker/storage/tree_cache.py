@@ -35,7 +35,8 @@ MAX_INPUT_ENTRIES = 1_000_000
 
 KEPT_ENTRIES = 250_000
 """How many entries the trees that are kept may have, unless told otherwise; they take some
-500 bytes each. What trees share is counted for each of them."""
+500 bytes each, and 150 more where they were inputs of persistent workers. What trees share is
+counted for each of them."""
 
 CHECK_AGAIN_SECONDS = 300.0
 """After how long files of a tree that is kept are looked for in the store once more, so that to

@@ -7,8 +7,10 @@ other mean what one message with all their repeated fields means.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+
+import trio
 
 from stoker.action import LoadedAction
 from stoker.digest import Digest
@@ -27,6 +29,9 @@ _NAME = "worker inputs"
 # spelt out anew for some.
 _KEPT_VIEWS = 8
 
+# So many take some milliseconds.
+_AT_ONCE = 2_000
+
 
 async def build_request(
     plan: WorkerPlan, action: LoadedAction, tree: InputTree, blobs: BlobStore, request_id: int = 0
@@ -44,6 +49,7 @@ async def build_request(
         return await _read_flag_file(tree, working_directory, path, blobs)
 
     arguments = await expand_arguments(plan.flag_files, read)
+    await _prepare(tree, working_directory)
     request = list_inputs(tree, working_directory)
     request.request_id = request_id
     request.verbosity = plan.verbosity
@@ -59,6 +65,19 @@ def list_inputs(tree: InputTree, working_directory: str) -> WorkRequest:
     """
     parts = _parts(tree.root, _View("", working_directory))
     return WorkRequest.FromString(b"".join(parts))
+
+
+async def _prepare(tree: InputTree, working_directory: str) -> None:
+    """Work out what is to be kept of a large tree, without holding up others for long."""
+    if tree.root.entries < _AT_ONCE:
+        return
+    entries = 0
+    for directory, view in _new_ones(tree.root, _View("", working_directory)):
+        _parts(directory, view)
+        entries += len(directory.files)
+        if entries >= _AT_ONCE:
+            await trio.lowlevel.checkpoint()
+            entries = 0
 
 
 class _View(NamedTuple):
@@ -97,6 +116,15 @@ def _parts(directory: InputDirectory, view: _View) -> tuple[bytes, ...]:
             del kept[next(iter(kept))]
         kept[view] = parts
     return parts
+
+
+def _new_ones(directory: InputDirectory, view: _View) -> Iterator[tuple[InputDirectory, _View]]:
+    """Directories of which nothing is kept, those below before the one they are in."""
+    if view in directory.derived.get(_NAME, ()):
+        return
+    for name, below in directory.directories.items():
+        yield from _new_ones(below, view.below(name))
+    yield directory, view
 
 
 def _spell_out(directory: InputDirectory, view: _View) -> tuple[bytes, ...]:

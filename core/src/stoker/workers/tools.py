@@ -89,7 +89,9 @@ def _look_for_marks(directory: InputDirectory) -> InputDirectory | None:
 
 def _holds(tools: InputDirectory, path: str) -> bool:
     place = walk(tools, path)
-    return isinstance(place, Place) and place.entry is not None
+    if not isinstance(place, Place) or place.entry is None:
+        return False
+    return isinstance(place.entry, FileEntry) or place.entry.file_count > 0
 
 
 # --- matching an operator's patterns

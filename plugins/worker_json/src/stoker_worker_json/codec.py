@@ -6,12 +6,14 @@ follows each request: some workers read by line, none is hurt by it.
 
 from __future__ import annotations
 
-import base64
 import json
+from binascii import b2a_base64
 from collections.abc import Mapping
+from json.encoder import encode_basestring
 from typing import Any
 
 from stoker import spi
+from stoker.protos.worker_protocol_pb2 import Input
 from stoker_worker_json.scanner import EXCERPT_BYTES, STDOUT_HINT, ObjectScanner
 
 # A worker that prints protobuf messages by their own field names is understood too: to pass over
@@ -38,8 +40,16 @@ class JsonProtocol(spi.WorkerProtocol):
 
     def encode(self, request: spi.WorkRequest) -> bytes:
         """`request` on one line."""
-        text = json.dumps(_request_object(request), ensure_ascii=False, separators=(",", ":"))
-        return text.encode() + b"\n"
+        fields = {
+            "arguments": _text(list(request.arguments)),
+            "inputs": f"[{','.join(map(_input_text, request.inputs))}]",
+            "requestId": _text(request.request_id),
+            "cancel": _text(request.cancel),
+            "verbosity": _text(request.verbosity),
+            "sandboxDir": _text(request.sandbox_dir),
+        }
+        told = [f'"{name}":{text}' for name, text in fields.items() if text not in _DEFAULTS]
+        return f"{{{','.join(told)}}}\n".encode()
 
     def decoder(self, limit_bytes: int) -> JsonDecoder:
         """A decoder that gives up on a response once more than `limit_bytes` of it are there."""
@@ -61,21 +71,20 @@ class JsonDecoder(spi.ResponseDecoder):
         self._scanner.end()
 
 
-def _request_object(request: spi.WorkRequest) -> dict[str, object]:
-    fields: dict[str, object] = {
-        "arguments": list(request.arguments),
-        "inputs": [_input_object(entry.path, entry.digest) for entry in request.inputs],
-        "requestId": request.request_id,
-        "cancel": request.cancel,
-        "verbosity": request.verbosity,
-        "sandboxDir": request.sandbox_dir,
-    }
-    return {name: value for name, value in fields.items() if value}
+_DEFAULTS = ("[]", "0", "false", '""')
 
 
-def _input_object(path: str, digest: bytes) -> dict[str, str]:
-    fields = {"path": path, "digest": base64.b64encode(digest).decode("ascii")}
-    return {name: value for name, value in fields.items() if value}
+def _text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _input_text(entry: Input) -> str:
+    """One of thousands, so that no object is made of it that becomes text right after."""
+    path, digest = encode_basestring(entry.path), b2a_base64(entry.digest, newline=False).decode()
+    if path == '""' or not digest:
+        fields = {"path": entry.path, "digest": digest}
+        return _text({name: value for name, value in fields.items() if value})
+    return f'{{"path":{path},"digest":"{digest}"}}'
 
 
 def _parse_response(text: bytes) -> spi.WorkResponse:

@@ -14,6 +14,7 @@ import trio
 from stoker.action import LoadedAction
 from stoker.spi import ExecutionStrategy, ProcessUser, WorkerProtocol
 from stoker.workers.alarm import Alarm
+from stoker.workers.failure import WorkerFailed
 from stoker.workers.history import History, Miss
 from stoker.workers.invocations import Invocations
 from stoker.workers.logs import WorkerLogs
@@ -255,6 +256,8 @@ class WorkerPool(Generic[FolderT]):
         self, resident: Resident[FolderT], invocation: str, failure: BaseException | None
     ) -> None:
         resident.release()
+        if isinstance(failure, WorkerFailed):
+            resident.failure = failure.reason
         if resident.worker.recovering and not self._closed:
             self._nursery.start_soon(self._recover, resident, invocation)
             return
@@ -305,7 +308,8 @@ class WorkerPool(Generic[FolderT]):
 
         await worker.live(leave)
         reason = self._places.free(resident)
-        self._history.end(worker.key, reason, worker.last_error)
+        error = worker.last_error or resident.failure
+        self._history.end(worker.key, reason, error)
         self._settle()
         with trio.CancelScope(shield=True):
             await resident.wait_vacant()
@@ -316,7 +320,7 @@ class WorkerPool(Generic[FolderT]):
             worker=worker.name,
             reason=reason,
             served=worker.served,
-            error=worker.last_error,
+            error=error,
         )
 
     def close(self) -> None:

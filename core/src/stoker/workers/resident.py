@@ -20,6 +20,8 @@ class Resident(Generic[FolderT]):
         """When its last request was over."""
         self.invocation = ""
         """Which invocation of the build tool it has served last."""
+        self.failure = ""
+        """What a lease of it has met with last, where the worker was to blame."""
         self.leases = 0
         """How many hold it; not those that gave a request up which it has not answered."""
         self._has_been_usable = False

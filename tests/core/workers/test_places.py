@@ -314,7 +314,7 @@ class PlacesMachine(RuleBasedStateMachine):
 
 
 TestPlaces = PlacesMachine.TestCase
-TestPlaces.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestPlaces.settings = settings(max_examples=40, stateful_step_count=60, deadline=None)
 
 
 class Board:
@@ -377,6 +377,16 @@ def test_the_least_recently_used_makes_way_where_nothing_is_measured() -> None: 
         board.rest(pieces[n])
     board.ask(KEYS[3])
     assert board.ended == [(pieces[1], True)]
+
+
+def test_no_more_make_way_than_places_are_needed() -> None:
+    one = WorkerTerms(max_workers_per_key=1)
+    board = Board(2)
+    for piece in [board.work(KEYS[n]) for n in range(2)]:
+        board.rest(piece)
+    for _ in range(2):
+        board.ask(KEYS[2], one)
+    assert len(board.ended) == 1
 
 
 def test_high_priority_comes_first() -> None:
@@ -466,7 +476,7 @@ def test_a_worker_that_has_served_its_requests_is_replaced() -> None:  # PWK-16
     assert board.work(KEYS[0], twice) is piece
     third = board.ask(KEYS[0], twice)
     board.rest(piece)
-    assert third.place is None
+    assert board.places.waiting == 1
     assert not board.ended
     board.rest(piece)
     assert board.ended == [(piece, False)]

@@ -292,11 +292,10 @@ async def test_a_pool_ends_its_workers_side_by_side(  # PWK-16
         for n in (1, 0, 2):
             await trio.to_thread.run_sync(words[n].read_text, abandon_on_cancel=True)
 
-    async with trio.open_nursery() as nursery:
-        async with workshop.pool(shutdown_grace_seconds=3600) as pool:
-            for word in words:
-                await workshop.report(pool, startup=[f"--farewell={word}"])
-            nursery.start_soon(hear_all)
+    async with trio.open_nursery() as nursery, workshop.pool(shutdown_grace_seconds=3600) as pool:
+        for word in words:
+            await workshop.report(pool, startup=[f"--farewell={word}"])
+        nursery.start_soon(hear_all)
 
 
 def pid_of(worker: Worker[InputRoot]) -> int:

@@ -29,6 +29,8 @@ class Ticket(Generic[PlacedT]):
         self.terms = terms or WorkerTerms()
         self.avoid_warm = avoid_warm
         """Whether only a new process will do."""
+        self.shelf: Shelf[PlacedT] | None = None
+        """That of its key, while it waits: to look a key up takes longer than all else here."""
         self.place: Place[PlacedT] | None = None
         """What was granted."""
 
@@ -59,7 +61,8 @@ class Granting(Generic[PlacedT]):
 
     def grant(self, ticket: Ticket[PlacedT]) -> Place[PlacedT] | None:
         """A place for `ticket`, if there is one now; otherwise whoever can makes way for it."""
-        shelf = self._shelves.shelf(ticket.key)
+        shelf = ticket.shelf
+        assert shelf is not None, "it waits"
         if not ticket.avoid_warm and (place := self._lease_ready(shelf)):
             return place
         if not self._has_memory() or not self._is_within_limits(ticket, shelf):

@@ -72,6 +72,14 @@ async def test_a_worker_that_is_too_large_ends_once_it_is_idle(  # WORKERS 8.13,
         assert pool.report().ended == {"evicted": 1}
 
 
+async def test_memory_is_measured_without_being_asked(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stoker.workers.pool.MEASURE_SECONDS", 0.05)
+    async with workshop.pool(max_worker_memory_bytes=1) as pool:
+        await wait_until_gone((await workshop.report(pool))["pid"])
+
+
 async def test_all_together_stay_within_their_memory(workshop: Workshop) -> None:  # WORKERS 8.13
     async with workshop.pool(max_memory_bytes=25_000_000) as pool:
         pids = [(await workshop.report(pool, startup=[f"--{n}"]))["pid"] for n in range(8)]
@@ -183,6 +191,30 @@ async def test_a_worker_that_recovers_holds_up_its_pool_and_not_the_caller(  # W
         report = await workshop.report(pool, cancellable=True)
         assert report["count"] == 1, "the place of one that recovers is nobody else's"
         assert pool.report().misses == {"first": 1, "busy": 1}
+
+
+async def test_one_request_that_was_given_up_costs_its_siblings_nothing(workshop: Workshop) -> None:
+    options: dict[str, Any] = {"multiplex": True, "cancellable": True}
+    async with workshop.pool(cancel_grace_seconds=3600) as pool:
+        work = await workshop.work("report", **options)
+        hanging = await workshop.work("hang", **options)
+        async with workshop.lease(pool, work) as worker:
+            await workshop.perform(worker, work)
+            with trio.CancelScope() as scope:
+                async with workshop.lease(pool, hanging), trio.open_nursery() as nursery:
+                    nursery.start_soon(workshop.perform, worker, hanging)
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                    scope.cancel()
+            assert worker.recovering
+            assert only_worker(pool).in_flight == 2
+        assert only_worker(pool).in_flight == 1
+        async with workshop.lease(pool, work) as again:
+            assert again is worker
+            with pytest.raises(ValueError, match="outputs"):
+                async with workshop.lease(pool, work):
+                    raise ValueError("outputs")
+            async with workshop.lease(pool, work) as fresh:
+                assert fresh is not worker
 
 
 async def wait_until_started(worker: Worker[InputRoot]) -> None:

@@ -88,9 +88,9 @@ class Granting(Generic[PlacedT]):
         return None
 
     def _has_memory(self) -> bool:
-        """Whether a process may be started; with none there, nothing would get better."""
+        """Whether a process may be started. It may be where there is none, which uses nothing."""
         most = self._max_memory_bytes
-        return most is None or not self._shelves.places or (self._shelves.memory_bytes or 0) <= most
+        return most is None or (self._shelves.memory_bytes or 0) <= most
 
     def _is_within_limits(self, ticket: Ticket[PlacedT], shelf: Shelf[PlacedT]) -> bool:
         terms = ticket.terms

@@ -25,7 +25,7 @@ from stoker.workers.report import PoolReport
 from stoker.workers.resident import Resident
 from stoker.workers.settings import WorkerSettings
 from stoker.workers.survey import survey
-from stoker.workers.verdict import reason_to_end
+from stoker.workers.verdict import has_to_recover, reason_to_end
 from stoker.workers.worker import Worker, WorkerMachinery
 
 __all__ = ["Folder", "WorkerCounts", "WorkerPool", "open_worker_pool"]
@@ -258,7 +258,8 @@ class WorkerPool(Generic[FolderT]):
         resident.release()
         if isinstance(failure, WorkerFailed):
             resident.failure = failure.reason
-        if resident.worker.recovering and not self._closed:
+        if not self._closed and has_to_recover(resident.worker, failure, resident.recoveries):
+            resident.recoveries += 1
             self._nursery.start_soon(self._recover, resident, invocation)
             return
         reason = "closed" if self._closed else reason_to_end(resident.worker, failure)
@@ -270,6 +271,7 @@ class WorkerPool(Generic[FolderT]):
         try:
             usable = await resident.worker.recover()
         finally:
+            resident.recoveries -= 1
             self._end_request(resident, invocation, None if usable else "cancelled")
 
     def _end_request(

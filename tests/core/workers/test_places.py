@@ -234,6 +234,12 @@ class PlacesMachine(RuleBasedStateMachine):
         place = self.places.place_of(piece)
         return place is not None and place.retiring is None
 
+    def of_key(self, key: WorkerKey) -> list[Piece]:
+        return [piece for piece in self.model.pieces if piece.key == key]
+
+    def has_room(self, piece: Piece) -> bool:
+        return piece.usable and not piece.is_full and not piece.retires and self.may_stay(piece)
+
     # --- what holds always
 
     @invariant()
@@ -264,7 +270,7 @@ class PlacesMachine(RuleBasedStateMachine):
             used <= MAX_MEMORY_BYTES or not self.places.held
         )
         for ticket in self.model.waiting:
-            assert ticket.avoid_warm or not any(map(partial_room(self, ticket), self.model.pieces))
+            assert ticket.avoid_warm or not any(map(self.has_room, self.of_key(ticket.key)))
             name, terms = KINDS[ticket.key]
             most = terms.max_workers_per_mnemonic or MAX_WORKERS
             within = keys[ticket.key] < terms.max_workers_per_key and names[name] < most
@@ -307,18 +313,8 @@ class PlacesMachine(RuleBasedStateMachine):
         assert not self.model.waiting
 
 
-def partial_room(machine: PlacesMachine, ticket: Ticket[Piece]):  # type: ignore[no-untyped-def]
-    return lambda piece: (
-        piece.key == ticket.key
-        and piece.usable
-        and not piece.is_full
-        and not piece.retires
-        and machine.may_stay(piece)
-    )
-
-
 TestPlaces = PlacesMachine.TestCase
-TestPlaces.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestPlaces.settings = settings(max_examples=40, stateful_step_count=60, deadline=None)
 
 
 class Board:
@@ -383,6 +379,16 @@ def test_the_least_recently_used_makes_way_where_nothing_is_measured() -> None: 
     assert board.ended == [(pieces[1], True)]
 
 
+def test_no_more_make_way_than_places_are_needed() -> None:
+    one = WorkerTerms(max_workers_per_key=1)
+    board = Board(2)
+    for piece in [board.work(KEYS[n]) for n in range(2)]:
+        board.rest(piece)
+    for _ in range(2):
+        board.ask(KEYS[2], one)
+    assert len(board.ended) == 1
+
+
 def test_high_priority_comes_first() -> None:
     board = Board(1)
     piece = board.work(KEYS[0])
@@ -403,7 +409,7 @@ def test_a_worker_that_is_never_idle_keeps_nobody_out_for_good() -> None:  # WOR
     later = board.ask(KEYS[0], several)
     assert not later.granted
     board.rest(piece)
-    assert board.ended == [(piece, False)] or board.ended == [(piece, False), (piece, True)]
+    assert board.ended[-1] == (piece, True), "somebody waits for its place"
     board.free(piece)
     assert blocked.granted
 
@@ -422,7 +428,7 @@ def test_one_who_waits_for_a_mnemonic_sends_away_its_idle_worker() -> None:
     piece = board.work(KEYS[0], one, "Javac")
     blocked = board.ask(KEYS[1], one, "Javac")
     assert not blocked.granted
-    assert board.work(KEYS[2], one, "Scalac"), "another mnemonic is not held up"
+    assert board.ask(KEYS[2], one, "Scalac").granted, "another mnemonic is not held up"
     board.rest(piece)
     assert board.ended == [(piece, False)]
     # Whatever ends politely is in nobody's way as long as there are places.
@@ -470,10 +476,10 @@ def test_a_worker_that_has_served_its_requests_is_replaced() -> None:  # PWK-16
     assert board.work(KEYS[0], twice) is piece
     third = board.ask(KEYS[0], twice)
     board.rest(piece)
-    assert not third.granted
+    assert board.places.waiting == 1
     assert not board.ended
     board.rest(piece)
     assert board.ended == [(piece, False)]
-    assert third.granted
+    assert third.place is not None
     assert third.worker is None
     assert board.free(piece) == "retired"

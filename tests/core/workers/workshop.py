@@ -81,7 +81,7 @@ class Workshop:
         tool: bytes = TOOL,
         environment: Mapping[str, str] | None = None,
         terms: WorkerTerms | None = None,
-        name: str = "Tool",
+        name: str = "Tool/Run",
         cancellable: bool = False,
         multiplex: bool = False,
         invocation: str = "",

@@ -29,6 +29,8 @@ class Ticket(Generic[PlacedT]):
         self.terms = terms or WorkerTerms()
         self.avoid_warm = avoid_warm
         """Whether only a new process will do."""
+        self.shelf: Shelf[PlacedT] | None = None
+        """That of its key, while it waits: to look a key up takes longer than all else here."""
         self.place: Place[PlacedT] | None = None
         """What was granted."""
 
@@ -59,7 +61,8 @@ class Granting(Generic[PlacedT]):
 
     def grant(self, ticket: Ticket[PlacedT]) -> Place[PlacedT] | None:
         """A place for `ticket`, if there is one now; otherwise whoever can makes way for it."""
-        shelf = self._shelves.shelf(ticket.key)
+        shelf = ticket.shelf
+        assert shelf is not None, "it waits"
         if not ticket.avoid_warm and (place := self._lease_ready(shelf)):
             return place
         if not self._has_memory() or not self._is_within_limits(ticket, shelf):
@@ -85,9 +88,9 @@ class Granting(Generic[PlacedT]):
         return None
 
     def _has_memory(self) -> bool:
-        """Whether a process may be started; with none there, nothing would get better."""
+        """Whether a process may be started. It may be where there is none, which uses nothing."""
         most = self._max_memory_bytes
-        return most is None or not self._shelves.places or (self._shelves.memory_bytes or 0) <= most
+        return most is None or (self._shelves.memory_bytes or 0) <= most
 
     def _is_within_limits(self, ticket: Ticket[PlacedT], shelf: Shelf[PlacedT]) -> bool:
         terms = ticket.terms

@@ -7,7 +7,7 @@ from typing import Generic
 
 from stoker.workers.granting import Granting, Ticket
 from stoker.workers.key import WorkerKey
-from stoker.workers.shelves import Departure, Place, PlacedT, Reason, Shelves
+from stoker.workers.shelves import Departure, Place, PlacedT, Reason, Shelf, Shelves
 
 __all__ = ["Departure", "Place", "Places", "Reason", "Ticket"]
 
@@ -79,12 +79,12 @@ class Places(Generic[PlacedT]):
     def ask(self, ticket: Ticket[PlacedT]) -> None:
         """Queue up."""
         self._queue(ticket)[ticket] = None
-        self._shelves.shelf(ticket.key).waiting += 1
+        ticket.shelf = self._shelves.shelf(ticket.key)
+        ticket.shelf.waiting += 1
 
     def withdraw(self, ticket: Ticket[PlacedT]) -> None:
         """Give up waiting. Not for tickets that were granted."""
-        self._dequeue(ticket)
-        self._shelves.tidy(self._shelves.shelf(ticket.key))
+        self._shelves.tidy(self._dequeue(ticket))
 
     def enter(self, ticket: Ticket[PlacedT], worker: PlacedT) -> None:
         """`worker`, which is new, takes the place that was granted, with its first request."""
@@ -176,9 +176,11 @@ class Places(Generic[PlacedT]):
                 ticket.place = place
                 ticket.on_granted()
 
-    def _dequeue(self, ticket: Ticket[PlacedT]) -> None:
+    def _dequeue(self, ticket: Ticket[PlacedT]) -> Shelf[PlacedT]:
         del self._queue(ticket)[ticket]
-        self._shelves.shelf(ticket.key).waiting -= 1
+        assert ticket.shelf is not None, "it waits"
+        ticket.shelf.waiting -= 1
+        return ticket.shelf
 
     def _queue(self, ticket: Ticket[PlacedT]) -> OrderedDict[Ticket[PlacedT], None]:
         return self._urgent if ticket.terms.high_priority else self._waiting

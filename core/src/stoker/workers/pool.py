@@ -14,6 +14,7 @@ import trio
 from stoker.action import LoadedAction
 from stoker.spi import ExecutionStrategy, ProcessUser, WorkerProtocol
 from stoker.workers.alarm import Alarm
+from stoker.workers.failure import WorkerFailed
 from stoker.workers.history import History, Miss
 from stoker.workers.invocations import Invocations
 from stoker.workers.logs import WorkerLogs
@@ -24,7 +25,7 @@ from stoker.workers.report import PoolReport
 from stoker.workers.resident import Resident
 from stoker.workers.settings import WorkerSettings
 from stoker.workers.survey import survey
-from stoker.workers.verdict import reason_to_end
+from stoker.workers.verdict import has_to_recover, reason_to_end
 from stoker.workers.worker import Worker, WorkerMachinery
 
 __all__ = ["Folder", "WorkerCounts", "WorkerPool", "open_worker_pool"]
@@ -255,7 +256,10 @@ class WorkerPool(Generic[FolderT]):
         self, resident: Resident[FolderT], invocation: str, failure: BaseException | None
     ) -> None:
         resident.release()
-        if resident.worker.recovering and not self._closed:
+        if isinstance(failure, WorkerFailed):
+            resident.failure = failure.reason
+        if not self._closed and has_to_recover(resident.worker, failure, resident.recoveries):
+            resident.recoveries += 1
             self._nursery.start_soon(self._recover, resident, invocation)
             return
         reason = "closed" if self._closed else reason_to_end(resident.worker, failure)
@@ -267,6 +271,7 @@ class WorkerPool(Generic[FolderT]):
         try:
             usable = await resident.worker.recover()
         finally:
+            resident.recoveries -= 1
             self._end_request(resident, invocation, None if usable else "cancelled")
 
     def _end_request(
@@ -305,7 +310,8 @@ class WorkerPool(Generic[FolderT]):
 
         await worker.live(leave)
         reason = self._places.free(resident)
-        self._history.end(worker.key, reason, worker.last_error)
+        error = worker.last_error or resident.failure
+        self._history.end(worker.key, reason, error)
         self._settle()
         with trio.CancelScope(shield=True):
             await resident.wait_vacant()
@@ -316,7 +322,7 @@ class WorkerPool(Generic[FolderT]):
             worker=worker.name,
             reason=reason,
             served=worker.served,
-            error=worker.last_error,
+            error=error,
         )
 
     def close(self) -> None:

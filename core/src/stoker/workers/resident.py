@@ -20,6 +20,10 @@ class Resident(Generic[FolderT]):
         """When its last request was over."""
         self.invocation = ""
         """Which invocation of the build tool it has served last."""
+        self.failure = ""
+        """What a lease of it has met with last, where the worker was to blame."""
+        self.recoveries = 0
+        """How many requests were given up that it has not answered."""
         self.leases = 0
         """How many hold it; not those that gave a request up which it has not answered."""
         self._has_been_usable = False

@@ -12,8 +12,21 @@ from stoker.workers.worker import Worker
 FolderT = TypeVar("FolderT")
 
 
+def has_to_recover(worker: Worker[FolderT], failure: BaseException | None, recoveries: int) -> bool:
+    """Whether the request of a lease was given up, and its answer has still to come.
+
+    `failure` is what the lease was left by; `recoveries` says for how many others that holds.
+    """
+    if not worker.recovering:
+        return False
+    if not _is_shared(worker):
+        return True
+    # Of several requests others may have been given up. Who ran out of time leaves without failure.
+    return not recoveries if failure is None else _is_cancellation(failure)
+
+
 def reason_to_end(worker: Worker[FolderT], failure: BaseException | None) -> Reason | None:
-    """Why `worker`, which has nothing to recover from, can serve no more; None if it can.
+    """Why `worker` can serve no more, unless it has to recover; None if it can.
 
     `failure` is what the lease was left by.
     """
@@ -23,8 +36,12 @@ def reason_to_end(worker: Worker[FolderT], failure: BaseException | None) -> Rea
         return "failed"
     # The answer to its cancel request may have come before the lease was left. Of one that takes
     # one request at a time nothing tells that from a folder that was left half laid out.
-    is_shared = worker.plan.terms.max_requests_in_flight > 1
-    return None if worker.usable and worker.plan.cancellable and is_shared else "cancelled"
+    is_well = worker.usable and worker.plan.cancellable and _is_shared(worker)
+    return None if is_well else "cancelled"
+
+
+def _is_shared(worker: Worker[FolderT]) -> bool:
+    return worker.plan.terms.max_requests_in_flight > 1
 
 
 def _is_cancellation(failure: BaseException) -> bool:

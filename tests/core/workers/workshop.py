@@ -16,11 +16,10 @@ import trio
 from stoker.action import LoadedAction
 from stoker.digest import SHA256, Digest
 from stoker.execution.enclosed import Enclosed
-from stoker.execution.executor import WorkerRoot
 from stoker.execution.input_root import InputRoot
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.worker_protocol_pb2 import WorkResponse
-from stoker.spi import ProcessUser, Sandbox
+from stoker.spi import BlobStore, ProcessUser, Sandbox
 from stoker.storage.input_tree import InputFile, InputTree
 from stoker.storage.memory import MemoryBlobStore
 from stoker.workers.key import Mode
@@ -39,6 +38,19 @@ TOOL = Path(__file__).with_name("tool.py").read_bytes()
 PROTOCOLS = {"proto": ProtoProtocol(), "json": JsonProtocol()}
 # Only so that a broken test is reported rather than waited for.
 PATIENCE_SECONDS = 60
+
+
+class WorkerRoot(InputRoot):
+    """The input root of a worker, which goes with all that is beside it."""
+
+    def __init__(self, top: Path, blobs: BlobStore) -> None:
+        super().__init__(top / "root", blobs)
+        self._beside = InputRoot(top, blobs)
+
+    async def remove(self) -> None:
+        """As promised by `InputRoot`."""
+        await super().remove()
+        await self._beside.remove()
 
 
 class Work(NamedTuple):
@@ -130,7 +142,7 @@ class Workshop:
 
     def open_root(self, _: WorkerPlan, top: Path) -> InputRoot:
         """What keeps a worker's folder here."""
-        return WorkerRoot(top, blobs=self.blobs)
+        return WorkerRoot(top, self.blobs)
 
     def lease(
         self, pool: WorkerPool[InputRoot], work: Work, *, avoid_warm: bool = False

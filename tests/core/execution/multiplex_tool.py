@@ -4,22 +4,25 @@
 Speaks JSON. The arguments of a request are what it is to do, one thing after the other.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 answering = threading.Lock()
-cancelled = {}
+cancelled: dict[int, threading.Event] = {}
 
 
-def answer(request_id, **fields):
+def answer(request_id: int, **fields: Any) -> None:
     with answering:
         print(json.dumps({"requestId": request_id, **fields}), flush=True)
 
 
-def work(line, folder, stop, out):
+def work(line: str, folder: Path, stop: threading.Event, out: list[str]) -> None:
     verb, _, rest = line.partition(" ")
     path, _, text = rest.partition(" ")
     if verb == "write":
@@ -53,10 +56,10 @@ def work(line, folder, stop, out):
         os._exit(3)
 
 
-def serve(request):
+def serve(request: dict[str, Any]) -> None:
     request_id = request.get("requestId", 0)
     stop = cancelled[request_id]
-    out = []
+    out: list[str] = []
     for line in request["arguments"]:
         work(line, Path(request.get("sandboxDir") or "."), stop, out)
     if stop.is_set():

@@ -171,6 +171,7 @@ async def open_rig(
     folder: Path,
     settings: ExecutionSettings | None = None,
     protocols: Mapping[str, WorkerProtocol] | None = None,
+    worker_settings: WorkerSettings | None = None,
 ) -> AsyncIterator[Rig]:
     async with open_executor(
         name="executor-1",
@@ -179,6 +180,6 @@ async def open_rig(
         protocols=protocols or {},
         folder=folder,
         settings=settings or ExecutionSettings(termination_grace_seconds=0.5),
-        worker_settings=WorkerSettings(shutdown_grace_seconds=1),
+        worker_settings=worker_settings or WorkerSettings(shutdown_grace_seconds=1),
     ) as executor:
         yield Rig(cas, executor, folder)

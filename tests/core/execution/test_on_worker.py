@@ -119,7 +119,7 @@ async def test_one_process_serves_many_actions(worker_rig: Rig) -> None:
     ]
     assert len({await stderr(cas, outcome) for outcome in outcomes}) == 1
     assert [facts(outcome)["served"] for outcome in outcomes] == [1, 2, 3]
-    assert {facts(outcome)["worker"] for outcome in outcomes} == {"worker-1"}
+    assert {facts(outcome)["worker"] for outcome in outcomes} == {"worker-1-tool"}
     for number, outcome in enumerate(outcomes):
         assert outcome.message == ""
         (file,) = outcome.result.output_files
@@ -223,7 +223,12 @@ async def test_a_second_worker_that_does_better(worker_rig: Rig, tmp_path: Path)
     mark.touch()
     tool = TOOL.replace(b"os.path.exists(rest):", b"os.path.exists(rest) and not os.remove(rest):")
     outcome = await worker_rig.run(await work(worker_rig.cas, f"die-if {mark}", "pid", tool=tool))
-    assert facts(outcome) == {"worker": "worker-2", "served": 1}
+    assert facts(outcome) == {
+        "worker": "worker-2-tool",
+        "served": 1,
+        "worker_key": "miss",
+        "tools_by": "inferred",
+    }
     assert "worker-1" in outcome.message
 
 
@@ -329,7 +334,7 @@ async def test_a_worker_that_replaces_its_folder_harms_nobody(
     # The next action has another worker, and nothing of what is behind the link.
     outcome = await worker_rig.run(await work(worker_rig.cas, "list"))
     assert await stderr(worker_rig.cas, outcome) == "args\ntool"
-    assert facts(outcome)["worker"] == "worker-2"
+    assert facts(outcome)["worker"] == "worker-2-tool"
     assert (precious / "file").read_text() == "mine"
 
 

@@ -7,7 +7,6 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,9 @@ import trio
 import trio.testing
 
 from stoker.errors import FailedPrecondition, Unavailable
-from stoker.execution.input_root import InputRoot
 from stoker.spi import ProcessSpec, ProcessUser, Sandbox
 from stoker.workers.failure import WorkerFailed
+from stoker.workers.plan import WorkerTerms
 from stoker.workers.pool import open_worker_pool
 from stoker.workers.settings import WorkerSettings
 from stoker_exec_local import open_local
@@ -61,8 +60,9 @@ async def test_another_key_means_another_worker(
 
 
 async def test_a_full_key_is_waited_for(workshop: Workshop) -> None:
-    async with workshop.pool(max_workers_per_key=1) as pool:
-        work = await workshop.work("report")
+    one = WorkerTerms(max_workers_per_key=1)
+    async with workshop.pool() as pool:
+        work = await workshop.work("report", terms=one)
         async with trio.open_nursery() as nursery, workshop.lease(pool, work) as worker:
             report = read_report(await workshop.perform(worker, work))
             nursery.start_soon(workshop.run, pool, work)
@@ -229,9 +229,9 @@ async def test_the_folder_stays_until_the_lease_ends(workshop: Workshop) -> None
             while pool.counts.places:
                 await trio.lowlevel.checkpoint()
             await trio.testing.wait_all_tasks_blocked(0.05)
-            assert (worker.folder / "tool.py").exists()
+            assert (worker.spec.root / "tool.py").exists()
             assert worker.log.read_text() == "dying words\n"
-        await wait_until_removed(worker.folder)
+        await wait_until_removed(worker.spec.root)
 
 
 async def wait_until_removed(folder: Path) -> None:
@@ -246,7 +246,7 @@ async def test_the_folder_of_a_worker_is_never_replaced(workshop: Workshop) -> N
         for _ in range(3):
             async with workshop.lease(pool, work) as worker:
                 await workshop.perform(worker, work)
-                inodes.add(worker.folder.stat().st_ino)
+                inodes.add(worker.spec.root.stat().st_ino)
         assert len(inodes) == 1
 
 
@@ -258,7 +258,7 @@ async def test_a_folder_that_cannot_be_used_is_told(workshop: Workshop) -> None:
             strategy=strategy,
             protocols=PROTOCOLS,
             folder=workshop.folder / "file" / "workers",
-            open_root=partial(InputRoot, blobs=workshop.blobs),
+            open_folder=workshop.open_root,
             settings=WorkerSettings(),
         ) as pool,
     ):
@@ -272,7 +272,7 @@ async def test_random_cancellation_leaks_nothing(workshop: Workshop) -> None:
     pids: set[int] = set()
     served = 0
 
-    async with workshop.pool(max_workers=4, max_workers_per_key=2) as pool:
+    async with workshop.pool(max_workers=4) as pool:
         works = [await workshop.work("report", startup=[f"--{n}"]) for n in range(3)]
 
         async def run(patience_seconds: float) -> None:
@@ -365,7 +365,8 @@ async def test_what_a_worker_writes_to_belongs_to_its_user(workshop: Workshop) -
     async with workshop.pool(user=user) as pool:
         work = await workshop.work("report")
         async with workshop.lease(pool, work) as worker:
-            for path in (worker.log, worker.folder.with_name("tmp")):
+            temporary = worker.spec.temporary_directory
+            for path in (worker.log, temporary, temporary / "home", temporary / "tmp"):
                 status = path.stat()
                 assert (status.st_uid, status.st_gid, status.st_mode & 0o077) == (*user, 0)
 

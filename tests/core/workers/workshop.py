@@ -7,8 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +19,11 @@ from stoker.execution.enclosed import Enclosed
 from stoker.execution.input_root import InputRoot
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.worker_protocol_pb2 import WorkResponse
-from stoker.spi import ProcessUser, Sandbox
+from stoker.spi import BlobStore, ProcessUser, Sandbox
 from stoker.storage.input_tree import InputFile, InputTree
 from stoker.storage.memory import MemoryBlobStore
-from stoker.workers.plan import WorkerPlan, plan_worker
+from stoker.workers.key import Mode
+from stoker.workers.plan import WorkerPlan, WorkerTerms, plan_worker
 from stoker.workers.pool import WorkerPool, open_worker_pool
 from stoker.workers.requests import build_request
 from stoker.workers.settings import WorkerSettings
@@ -38,6 +38,19 @@ TOOL = Path(__file__).with_name("tool.py").read_bytes()
 PROTOCOLS = {"proto": ProtoProtocol(), "json": JsonProtocol()}
 # Only so that a broken test is reported rather than waited for.
 PATIENCE_SECONDS = 60
+
+
+class WorkerRoot(InputRoot):
+    """The input root of a worker, which goes with all that is beside it."""
+
+    def __init__(self, top: Path, blobs: BlobStore) -> None:
+        super().__init__(top / "root", blobs)
+        self._beside = InputRoot(top, blobs)
+
+    async def remove(self) -> None:
+        """As promised by `InputRoot`."""
+        await super().remove()
+        await self._beside.remove()
 
 
 class Work(NamedTuple):
@@ -79,6 +92,11 @@ class Workshop:
         protocol: str = "proto",
         tool: bytes = TOOL,
         environment: Mapping[str, str] | None = None,
+        terms: WorkerTerms | None = None,
+        name: str = "Tool/Run",
+        cancellable: bool = False,
+        multiplex: bool = False,
+        invocation: str = "",
         **properties: str,
     ) -> Work:
         """An action that has the tool do what `lines` say, one argument each."""
@@ -94,6 +112,10 @@ class Workshop:
         action = load(command, platform)
         plan = plan_worker(action, tree, PROTOCOLS)
         assert isinstance(plan, WorkerPlan)
+        key = replace(plan.key, mode=Mode.MULTIPLEX) if multiplex else plan.key
+        terms = terms or WorkerTerms(max_requests_in_flight=8 if multiplex else 1)
+        plan = replace(plan, key=key, name=name, cancellable=cancellable, terms=terms)
+        action.metadata.tool_invocation_id = invocation
         return Work(plan, action, tree)
 
     @asynccontextmanager
@@ -109,7 +131,7 @@ class Workshop:
                     strategy=Enclosed(strategy, sandbox) if sandbox else strategy,
                     protocols=PROTOCOLS,
                     folder=folder,
-                    open_root=partial(InputRoot, blobs=self.blobs),
+                    open_folder=self.open_root,
                     settings=WorkerSettings(**settings),
                     user=user,
                 ) as pool,
@@ -118,16 +140,20 @@ class Workshop:
         assert list(folder.iterdir()) == []
         assert pool.counts == (0, 0, 0)
 
+    def open_root(self, _: WorkerPlan, top: Path) -> InputRoot:
+        """What keeps a worker's folder here."""
+        return WorkerRoot(top, self.blobs)
+
     def lease(
-        self, pool: WorkerPool[InputRoot], work: Work
+        self, pool: WorkerPool[InputRoot], work: Work, *, avoid_warm: bool = False
     ) -> AbstractAsyncContextManager[Worker[InputRoot]]:
         """A worker for `work`."""
         environment = dict(work.plan.key.environment)
-        return pool.lease(work.plan, work.action, environment)
+        return pool.lease(work.plan, work.action, environment, avoid_warm=avoid_warm)
 
     async def perform(self, worker: Worker[InputRoot], work: Work) -> WorkResponse:
         """As an executor does: inputs first, then the request."""
-        await worker.root.lay_out(work.tree)
+        await worker.folder.lay_out(work.tree)
         request = await build_request(work.plan, work.action, work.tree, self.blobs)
         return await worker.perform(request)
 

@@ -36,6 +36,7 @@ class LawsOfEnds:
     test_memory = ExecutionStrategyLaws.test_a_process_that_wants_too_much_memory_ends_by_it
     test_processes = ExecutionStrategyLaws.test_a_process_that_starts_too_many_others_fails_by_it
     test_bomb = ExecutionStrategyLaws.test_a_fork_bomb_ends_with_its_process
+    test_memory_use = ExecutionStrategyLaws.test_memory_is_measured_of_the_whole_tree_or_not_at_all
     test_usage = ExecutionStrategyLaws.test_what_was_used_is_told
 
 

@@ -21,7 +21,8 @@ DEFAULT_MTIME_NS = 946_684_800 * 10**9
 """2000-01-01, for files without a time of their own: results must not depend on when they are
 laid out, and archivers such as zip know nothing before 1980 (RUN-04)."""
 
-_MAX_DEPTH = 256
+MAX_DEPTH = 256
+"""How many directories deep a tree may be to be laid out."""
 _EMPTY = InputDirectory(SHA256.empty, {}, {}, {})
 
 Folders = dict[str, "Folders"]
@@ -86,8 +87,13 @@ class LaidFolder:
     has_copies: bool = False
     """Whether some of the files, in a root of links, are copies that the action may change."""
     stamp: FileState | None = None
+    watch: int = 0
+    """Its number with the `FolderWatch`; 0 where it is not watched."""
     stamped_ns: int = 0
     """When the stamp was taken, in nanoseconds since 1970."""
+
+
+_NOTHING = LaidFolder()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,6 +110,11 @@ class FolderChange:
     files: Mapping[str, FileEntry]
     replaced: frozenset[str]
     """Those of `files` that are there with another content, which somebody may have open."""
+
+    def sweep(self) -> None:
+        """Have what somebody has made removed from where something is to go."""
+        if self.laid.stamp is not None:  # else the folder is made now, and empty
+            self.remove += [*self.folders, *self.symlinks, *(self.files.keys() - self.replaced)]
 
     @property
     def is_needed(self) -> bool:
@@ -163,8 +174,8 @@ def changes_to(
     ]
     while waiting:
         depth, name, laid, directory, more = waiting.pop()
-        if depth > _MAX_DEPTH:
-            raise InvalidRequest(f"the input root is more than {_MAX_DEPTH} directories deep")
+        if depth > MAX_DEPTH:
+            raise InvalidRequest(f"the input root is more than {MAX_DEPTH} directories deep")
         change = _change(depth, name, laid, directory, more, link=link)
         laid.directory = directory
         laid.is_exact = not more
@@ -225,6 +236,49 @@ def _stale_files(laid: LaidFolder, directory: InputDirectory, *, link: bool) -> 
         and before[name] != file
         and form_of(before[name], link=link) != form_of(file, link=link)
     )
+
+
+def is_small_change(laid: LaidFolder, root: InputDirectory, limit: int) -> bool:
+    """Whether at most `limit` entries lie in folders that differ. Looks at no entry itself."""
+    waiting = [(laid, root)]
+    while waiting:
+        old, new = waiting.pop()
+        limit -= len(new.files) + len(old.files) + len(new.symlinks) + len(new.directories)
+        if limit < 0:
+            return False
+        for name, below in new.directories.items():
+            child = old.folders.get(name) or _NOTHING
+            if not (child.is_exact and child.directory.digest == below.digest):
+                waiting.append((child, below))
+    return True
+
+
+def forget(top: LaidFolder, path: str) -> None:
+    """What was laid out at `path` is not there any more."""
+    *above, name = path.split("/")
+    laid = top
+    laid.is_exact = False
+    for below in above:
+        child = laid.folders.get(below)
+        if child is None:
+            return
+        laid = child
+        laid.is_exact = False
+    laid.files.pop(name, None)
+    laid.symlinks.pop(name, None)
+    laid.folders.pop(name, None)
+
+
+def joined(root: InputDirectory, *several: Folders) -> Folders:
+    """All folders of `several`, less those where `root` has a file or a link."""
+    whole: Folders = {}
+    for folders in several:
+        for name, below in folders.items():
+            entry = entry_in(root, name)
+            if entry is None or isinstance(entry, InputDirectory):
+                inside = _EMPTY if entry is None else entry
+                whole[name] = joined(inside, whole.get(name, {}), below)
+    return whole
 
 
 def cost_of_change(laid: LaidFolder, root: InputDirectory) -> int:

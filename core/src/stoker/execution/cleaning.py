@@ -14,6 +14,7 @@ import time
 
 from stoker.execution.arrangement import FOLDER_MODE, FileState, LaidFolder
 from stoker.execution.attributes import strip_attributes
+from stoker.execution.folder_watch import FolderWatch
 from stoker.execution.open_folders import OpenFolders
 from stoker.execution.removal import remove_entry
 from stoker.spi import ProcessUser
@@ -61,12 +62,21 @@ class Cleaning:
     With `links`, files are links whose content, permissions and times nobody can change: then a
     folder whose stamp is the same holds the same, and is not looked into. Time grows with folders
     and changes. Otherwise every file is looked at: an input may have been written to in place,
-    which no folder tells.
+    which no folder tells, but its time does, which was set to long ago; or a watch that has looked
+    at the folder before.
     """
 
     def __init__(
-        self, top: str, laid: LaidFolder, *, links: bool, user: ProcessUser | None
+        self,
+        top: str,
+        laid: LaidFolder,
+        *,
+        links: bool,
+        user: ProcessUser | None,
+        watch: FolderWatch | None = None,
     ) -> None:
+        """`watch` is asked, and told, of folders of copies."""
+        self._watch = watch
         self._top = top
         self._laid = laid
         self._links = links
@@ -75,6 +85,8 @@ class Cleaning:
 
     def run(self) -> None:
         """Raises OSError where something withstands; then the folder is in doubt."""
+        if self._watch is not None:
+            self._watch.refresh()
         with OpenFolders(self._top) as folders:
             waiting = [(0, "", self._laid)]
             path: list[tuple[LaidFolder, str]] = []
@@ -94,16 +106,51 @@ class Cleaning:
         stamp = state_of(found)
         if self._device < 0:
             self._device = found.st_dev
-        if self._links and not laid.has_copies and stamp == laid.stamp and _is_settled(laid):
-            return True
+        if stamp == laid.stamp:
+            if self._is_watched_and_untouched(laid):
+                return True
+            if _is_settled(laid):
+                if self._links and not laid.has_copies:
+                    return True
+                self._begin_to_watch(folders.descriptor, laid)
+                return self._check_copies(folders.descriptor, laid)
         if stamp != laid.stamp:
             self._restore(folders.descriptor, found)
         before = len(laid.files) + len(laid.symlinks) + len(laid.folders)
+        self._begin_to_watch(folders.descriptor, laid)
         self._look_into(folders.descriptor, laid)
         stamp_folder(folders.descriptor, laid)
         whole = before == len(laid.files) + len(laid.symlinks) + len(laid.folders)
         laid.is_exact &= whole
         return whole
+
+    def _is_watched_and_untouched(self, laid: LaidFolder) -> bool:
+        return self._watch is not None and self._watch.is_untouched(laid.watch)
+
+    def _begin_to_watch(self, descriptor: int, laid: LaidFolder) -> None:
+        """Before the look: what happens meanwhile counts as after it."""
+        if self._watch is not None and not self._links:
+            laid.watch = self._watch.add(descriptor)
+
+    def _check_copies(self, descriptor: int, laid: LaidFolder) -> bool:
+        """Remove the copies that were touched, in a folder that has the names that it had.
+
+        It is done for thousands of files between two requests to a worker, and decides what that
+        costs: one look each.
+        """
+        look, touched = os.stat, []
+        for name, state in laid.files.items():
+            if isinstance(state, FileState):
+                status = look(name, dir_fd=descriptor, follow_symlinks=False)
+                if not _is_same(status, state):
+                    touched.append(name)
+        for name in touched:
+            remove_entry(name, descriptor)
+            del laid.files[name]
+        if touched:
+            laid.is_exact = False
+            stamp_folder(descriptor, laid)
+        return not touched
 
     def _restore(self, descriptor: int, found: os.stat_result) -> None:
         if stat.S_IMODE(found.st_mode) != FOLDER_MODE:
@@ -149,7 +196,7 @@ class Cleaning:
         if not entry.is_file(follow_symlinks=False):
             return False
         if isinstance(held, FileState):
-            return state_of(entry.stat(follow_symlinks=False)) == held
+            return _is_same(entry.stat(follow_symlinks=False), held)
         if entry.inode() != held:
             return False
         return self._is_same_link(entry.stat(follow_symlinks=False), entry.name, laid)
@@ -173,6 +220,18 @@ class Cleaning:
 
 def _is_settled(laid: LaidFolder) -> bool:
     return laid.stamp is not None and laid.stamp.ctime_ns < laid.stamped_ns - _STEP_NS
+
+
+def _is_same(status: os.stat_result, state: FileState) -> bool:
+    """Whether a file is in `state`. Making another state to compare takes as long as the look."""
+    return (
+        status.st_ctime_ns == state.ctime_ns
+        and status.st_ino == state.inode
+        and status.st_mtime_ns == state.mtime_ns
+        and status.st_size == state.size_bytes
+        and status.st_mode == state.mode
+        and status.st_dev == state.device
+    )
 
 
 def state_of(status: os.stat_result) -> FileState:

@@ -13,12 +13,15 @@ from stoker.action import LoadedAction, Outcome
 from stoker.errors import InputsMissing, StorageFull
 from stoker.execution.action_folders import Workplace, open_workplace
 from stoker.execution.disk import Disk
+from stoker.execution.folder_modes import open_worker_folder
+from stoker.execution.folder_watch import FolderWatch, open_folder_watch
 from stoker.execution.input_root import InputRoot
 from stoker.execution.on_worker import OnWorker
 from stoker.execution.one_shot import OneShot
 from stoker.execution.run import Run, Started
 from stoker.execution.settings import ExecutionSettings
 from stoker.execution.stages import Stages
+from stoker.execution.worker_folders import WorkerFolder
 from stoker.spi import BlobStore, ExecutionStrategy, ProcessUser, WorkerProtocol
 from stoker.storage.input_tree import InputTree
 from stoker.storage.tree_cache import InputTrees
@@ -37,7 +40,7 @@ class Executor:
         blobs: BlobStore,
         one_shot: OneShot,
         strategy: ExecutionStrategy,
-        workers: WorkerPool[InputRoot],
+        workers: WorkerPool[WorkerFolder],
         worker_settings: WorkerSettings,
         workplace: Workplace,
         settings: ExecutionSettings,
@@ -48,7 +51,7 @@ class Executor:
         self._disk = disk
         self._trees = InputTrees(blobs)
         self._one_shot = one_shot
-        self._on_worker = OnWorker(name, blobs, workers)
+        self._on_worker = OnWorker(name, blobs, workers, worker_settings)
         self._strategy = strategy
         self.workers = workers
         self._worker_settings = worker_settings
@@ -109,6 +112,12 @@ class Executor:
 
 
 @asynccontextmanager
+async def _folder_watch() -> AsyncIterator[FolderWatch]:
+    with open_folder_watch() as watch:
+        yield watch
+
+
+@asynccontextmanager
 async def open_executor(
     *,
     name: str,
@@ -131,9 +140,12 @@ async def open_executor(
     ConfigurationError if another executor, of whatever process, uses the folder.
     """
     open_root = partial(InputRoot, blobs=blobs, link=link_inputs, user=user)
-    async with open_workplace(
-        folder, open_root=open_root, settings=settings, user=user
-    ) as workplace:
+    async with (
+        open_workplace(folder, open_root=open_root, settings=settings, user=user) as workplace,
+        _folder_watch() as watch,
+        # Tidies up what workers leave, and so ends after them.
+        trio.open_nursery() as nursery,
+    ):
         one_shot = OneShot(
             executor=name,
             blobs=blobs,
@@ -145,7 +157,14 @@ async def open_executor(
             strategy=strategy,
             protocols=protocols,
             folder=workplace.workers,
-            open_root=partial(InputRoot, blobs=blobs, link=link_worker_inputs, user=user),
+            open_folder=partial(
+                open_worker_folder,
+                nursery=nursery,
+                open_root=partial(
+                    InputRoot, blobs=blobs, link=link_worker_inputs, user=user, watch=watch
+                ),
+                user=user,
+            ),
             settings=worker_settings,
             user=user,
         ) as workers:
@@ -160,3 +179,4 @@ async def open_executor(
                 settings=settings,
                 disk=Disk(folder),
             )
+        nursery.cancel_scope.cancel()

@@ -22,18 +22,27 @@ from stoker.execution.arrangement import (
     changes_to,
     cost_of_change,
     folders_beyond,
+    forget,
+    is_small_change,
+    joined,
 )
 from stoker.execution.cleaning import Cleaning, is_untouched
-from stoker.execution.disk import on_disk, write_all
+from stoker.execution.disk import disk_errors, on_disk, write_all
+from stoker.execution.folder_watch import FolderWatch
 from stoker.execution.layout import DistantFile, Layout, Policy, Sources
-from stoker.execution.removal import empty_folder, remove_tree
+from stoker.execution.removal import empty_folder, remove_path, remove_tree
+from stoker.execution.union import find, union, without
 from stoker.spi import BlobStore, ProcessUser, locate_in
 from stoker.storage.input_tree import InputDirectory, InputTree
 
 _DOING = "laying out inputs:"
 
+# Folders with so many entries are compared faster than a thread is asked to.
+_FEW_ENTRIES = 2000
+
 # Blobs up to this size are read whole, several in one call of the store.
 _SMALL_BYTES = 2**20
+_FEW_BLOBS = 32
 _SMALL_AT_ONCE = 1000
 _SMALL_AT_ONCE_BYTES = 4 * 2**20
 
@@ -57,8 +66,13 @@ class InputRoot:
         *,
         link: bool = False,
         user: ProcessUser | None = None,
+        watch: FolderWatch | None = None,
     ) -> None:
-        """Use `folder`, which need not exist yet. What it may hold is not trusted."""
+        """Use `folder`, which need not exist yet. What it may hold is not trusted.
+
+        A `watch` saves looks at copies, where one root serves many actions.
+        """
+        self._watch = watch
         self.folder = folder
         self._top = os.fspath(folder)
         self._blobs = blobs
@@ -100,11 +114,33 @@ class InputRoot:
             self._is_clean = False
             await trio.lowlevel.checkpoint_if_cancelled()
             return
-        laid, layout, plain, executable = await on_disk(
-            _DOING, partial(self._prepare, tree.root, beyond)
+        await self._bring_to(tree.root, beyond, await self._clean_laid())
+
+    async def add(
+        self, tree: InputTree, parents: Collection[str] = (), outputs: Collection[str] = ()
+    ) -> None:
+        """Lay out `tree` and `parents` beside what is there, which others go on using.
+
+        What is at a path of `tree` with another content gives way, what is at one of `outputs`
+        and not in `tree` is removed, and all else stays, whoever has made it. The next `lay_out`
+        removes what is not wanted then. Raises what `lay_out` raises, and RootReplaced where it
+        is not known what the folder holds.
+        """
+        beyond = folders_beyond(tree.root, parents)
+        laid, root = await on_disk(
+            _DOING, partial(self._make_room, tree.root, _absent_from(tree, outputs))
         )
-        await self._carry_out(layout, plain, executable)
-        self._laid, self._beyond = laid, beyond
+        whole = joined(root, self._beyond, beyond)
+        await self._bring_to(root, whole, laid, sweep=True)
+
+    async def drop(self, paths: Collection[str]) -> None:
+        """Remove what is at `paths`, and nothing else.
+
+        Raises RootReplaced, or Unavailable where something withstands; then the folder is in
+        doubt, as it is after cancellation, which waits for the end.
+        """
+        self._is_clean = False
+        self._laid = await on_disk("removing outputs:", partial(self._without, paths))
 
     async def clean(self) -> None:
         """Undo what an action did, as far as that needs no blob: the next layout does the rest.
@@ -165,13 +201,54 @@ class InputRoot:
             and (laid.is_exact or _is_whole(laid, beyond))
         )
 
+    async def _clean_laid(self) -> LaidFolder:
+        if self._is_clean and self._laid is not None:
+            with disk_errors(_DOING):
+                return self._take_laid()
+        return await on_disk(_DOING, self._take_laid)
+
+    async def _bring_to(
+        self, root: InputDirectory, beyond: Folders, laid: LaidFolder, *, sweep: bool = False
+    ) -> None:
+        """Make `laid` into `root` with `beyond`. With `sweep`, what nobody has laid out may be
+        where something is to go, and gives way."""
+        prepare = partial(self._prepare, root, beyond, laid, sweep=sweep)
+        # What is little is done here: a trip to a thread takes as long.
+        is_small = laid.stamp is not None and is_small_change(laid, root, _FEW_ENTRIES)
+        layout, plain, executable = prepare() if is_small else await on_disk(_DOING, prepare)
+        await self._carry_out(layout, plain, executable)
+        self._laid, self._beyond = laid, beyond
+
     def _prepare(
-        self, root: InputDirectory, beyond: Folders
-    ) -> tuple[LaidFolder, Layout, Set[Digest], Set[Digest]]:
-        laid = self._take_laid()
+        self, root: InputDirectory, beyond: Folders, laid: LaidFolder, *, sweep: bool
+    ) -> tuple[Layout, Set[Digest], Set[Digest]]:
         changes = list(changes_to(laid, root, beyond, link=self._policy.link))
+        if sweep:
+            for change in changes:
+                change.sweep()
         layout = Layout(self._top, changes, self._policy)
-        return laid, layout, *layout.digests()
+        return layout, *layout.digests()
+
+    def _make_room(
+        self, root: InputDirectory, outputs: Collection[str]
+    ) -> tuple[LaidFolder, InputDirectory]:
+        """What is there, less what is at `outputs`, and what is to be there with `root`."""
+        laid = self._without(outputs)
+        self._laid = None
+        beneath = laid.directory
+        for path in outputs:
+            beneath = without(beneath, path)
+        return laid, union(beneath, root)
+
+    def _without(self, paths: Collection[str]) -> LaidFolder:
+        laid, self._laid = self._laid, None
+        if laid is None:
+            raise RootReplaced("it is not known what the input root holds")
+        self.check_intact()
+        for path in paths:
+            remove_path(self._top, path)
+            forget(laid, path)
+        return laid
 
     def _take_laid(self) -> LaidFolder:
         """What the folder holds, which is clean. It counts as in doubt from now on."""
@@ -190,7 +267,8 @@ class InputRoot:
 
     def _clean(self, laid: LaidFolder) -> None:
         self.check_intact()
-        Cleaning(self._top, laid, links=self._policy.link, user=self._policy.user).run()
+        link, user = self._policy
+        Cleaning(self._top, laid, links=link, user=user, watch=self._watch).run()
 
     # --- contents
 
@@ -199,7 +277,8 @@ class InputRoot:
             self._programs(executable) as programs,
             self._blobs.open_locations(plain | (executable - programs.keys())) as locate,
         ):
-            await _do(layout.run(Sources(locate, locate_in(programs))))
+            held = await self._read_few([digest for digest in plain if locate(digest) is None])
+            await _do(layout.run(Sources(locate, locate_in(programs), held)))
         if layout.distant:
             digests = {file.file.digest for file in layout.distant}
             async with self._blobs.open_paths(digests) as paths:
@@ -210,6 +289,13 @@ class InputRoot:
                 missing += await self._stream(layout, file)
         if missing:
             raise InputsMissing(list(dict.fromkeys(missing)))
+
+    async def _read_few(self, digests: Collection[Digest]) -> Mapping[Digest, bytes]:
+        """Those of `digests` that may as well be in memory, which saves trips to threads."""
+        size_bytes = sum(digest.size_bytes for digest in digests)
+        if not digests or len(digests) > _FEW_BLOBS or size_bytes > _SMALL_BYTES:
+            return {}
+        return await self._blobs.read_many(digests)
 
     @asynccontextmanager
     async def _programs(self, digests: Collection[Digest]) -> AsyncIterator[Mapping[Digest, Path]]:
@@ -253,6 +339,10 @@ async def _do(work: Iterator[None]) -> None:
 
 def _nowhere(_: Digest) -> None:
     pass
+
+
+def _absent_from(tree: InputTree, paths: Collection[str]) -> list[str]:
+    return [path for path in paths if find(tree.root, path) is None]
 
 
 def _is_whole(laid: LaidFolder, beyond: Folders) -> bool:

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from stat import ST_MTIME
+from types import MappingProxyType
 from typing import NamedTuple
 
 import structlog
@@ -88,6 +89,8 @@ class Sources(NamedTuple):
     plain: Locate
     """Where they would be: nobody need have looked."""
     executable: Locate
+    held: Mapping[Digest, bytes] = MappingProxyType({})
+    """Blobs that are in memory."""
 
     def path(self, form: Form) -> str | None:
         """The file to make a link to, or a copy of."""
@@ -190,7 +193,7 @@ class Layout:
         if not self._policy.link:
             return change.files.items()
         rest = []
-        plain, programs = sources
+        plain, programs, _ = sources
         held, replaced, link, look = change.laid.files, change.replaced, os.link, os.stat
         for name, file in change.files.items():
             digest, is_executable, _, mtime_ns, unix_mode = file
@@ -229,6 +232,10 @@ class Layout:
         self._files += 1
         if not form.digest.size_bytes:
             self._note(change, file, name, write_file(target, _write_nothing))
+            return True
+        if form.digest in sources.held:
+            fill = partial(write_all, data=sources.held[form.digest])
+            self._note(change, file, name, write_file(target, fill))
             return True
         path = sources.path(form)
         if self._policy.link and path is not None and sources.can_link(form):

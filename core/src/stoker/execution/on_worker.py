@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
 import trio
 
 from stoker.action import Outcome
-from stoker.errors import ProgramNotStarted, TimedOut
-from stoker.execution.input_root import InputRoot, RootReplaced
+from stoker.errors import ProgramNotStarted, StokerError, TimedOut, Unavailable
+from stoker.execution.disk import on_disk
 from stoker.execution.process import environment_of
 from stoker.execution.run import Ending, Run, conclude
+from stoker.execution.uploads import Uploads
+from stoker.execution.worker_folders import RequestFolder, WorkerFolder
+from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
 from stoker.spi import BlobStore
 from stoker.workers.failure import WorkerFailed
 from stoker.workers.plan import WorkerPlan
 from stoker.workers.pool import WorkerPool
 from stoker.workers.requests import build_request
+from stoker.workers.settings import WorkerSettings
 from stoker.workers.worker import Worker
 
-_ATTEMPTS = 2
+_log = structlog.get_logger(__name__)
+
+MAX_KEPT_LOG_BYTES = 64 * 2**10
+"""How much of a failed worker's log the client is given: the end of it."""
 
 # Killed, as seen by whoever asked for the exit code.
 _EXIT_CODE_OF_TIMEOUT = 137
@@ -26,55 +37,112 @@ _EXIT_CODE_OF_TIMEOUT = 137
 class OnWorker:
     """Gives actions to the persistent workers of a pool. Calls may overlap."""
 
-    def __init__(self, executor: str, blobs: BlobStore, pool: WorkerPool[InputRoot]) -> None:
+    def __init__(
+        self,
+        executor: str,
+        blobs: BlobStore,
+        pool: WorkerPool[WorkerFolder],
+        settings: WorkerSettings,
+    ) -> None:
         self._executor = executor
         self._blobs = blobs
         self._pool = pool
+        self._settings = settings
 
     async def run(self, run: Run, plan: WorkerPlan) -> Outcome | None:
-        """The outcome of `run`, or None if no worker could serve it, with the reason noted.
+        """The outcome of `run`, or None if it is to be run without a worker, with the reason noted.
 
-        A worker that dies before it says anything is replaced once (PWK-10). Raises what
-        :meth:`stoker.execution.executor.Executor.run` raises. Cancellation ends the worker.
+        A worker that fails before it says anything is replaced as often as the settings say
+        (PWK-10). An outcome of Unavailable is one that no worker could make, where nothing else
+        may. Raises what :meth:`stoker.execution.executor.Executor.run` raises. After cancellation
+        the worker is ended, or is told and outlives it.
         """
         # Before there is a worker: a request that is at fault must not cost a warm one.
         request = await build_request(plan, run.action, run.tree, self._blobs)
-        failure: WorkerFailed | None = None
-        for _ in range(_ATTEMPTS):
-            if failure is not None:
-                run.messages.append(f"{failure}")
+        attempts = 1 + self._settings.retries
+        for attempt in range(1, attempts + 1):
             try:
-                return await self._attempt(run, plan, request)
+                return await self._attempt(run, plan, request, avoid_warm=attempt > 1)
             except ProgramNotStarted as error:
-                run.without_worker(f"the worker could not be started: {error}")
-                return None
+                return await self._without_program(run, error)
             except WorkerFailed as error:
-                failure = error
-                if error.answered:
-                    break
-        run.without_worker(f"{failure}")
-        return None
+                if error.answered or attempt == attempts:
+                    return self._without_worker(run, error)
+                run.messages.append(f"{error}")
+        raise AssertionError("the last attempt returns or raises")
 
-    async def _attempt(self, run: Run, plan: WorkerPlan, request: WorkRequest) -> Outcome:
+    def _without_worker(self, run: Run, error: WorkerFailed) -> Outcome | None:
+        if self._settings.one_shot_fallback:
+            run.without_worker(f"{error}")
+            return None
+        # It says nothing of the action, and is never filed (RUN-24).
+        run.messages.append(f"{error}")
+        return Outcome(
+            error=Unavailable(f"no persistent worker could serve the action: {error}"),
+            message="\n".join(run.messages),
+            server_logs=run.server_logs,
+        )
+
+    async def _without_program(self, run: Run, error: ProgramNotStarted) -> Outcome | None:
+        """RUN-17: a program that cannot be started is at fault with and without a worker."""
+        if self._settings.one_shot_fallback:
+            run.without_worker(f"the worker could not be started: {error}")
+            return None
+        ending = Ending(error.exit_code, stderr=f"{error}\n".encode(), error=error)
+        return await conclude(run, ending, None, self._blobs)
+
+    async def _attempt(
+        self, run: Run, plan: WorkerPlan, request: WorkRequest, *, avoid_warm: bool
+    ) -> Outcome:
+        async with self._lease(run, plan, avoid_warm=avoid_warm) as worker:
+            # The pool may have it serve another action before this one has told of itself.
+            key = "miss" if worker.fresh else "hit"
+            async with worker.folder.open_request(run, worker) as folder:
+                run.stages.mark("input_fetch_completed")
+                # What it takes to start is not the action's time (RUN-20).
+                await worker.start()
+                run.start()
+                request.sandbox_dir = folder.sandbox_dir
+                response = await _perform(run, worker, request, folder)
+                run.stages.mark("execution_completed")
+                run.stages.note(
+                    {
+                        "worker": worker.name,
+                        "served": worker.served,
+                        "worker_key": key,
+                        "tools_by": plan.tools_by,
+                    }
+                )
+                return await conclude(run, self._ending(run, response), folder.root, self._blobs)
+
+    @asynccontextmanager
+    async def _lease(
+        self, run: Run, plan: WorkerPlan, *, avoid_warm: bool
+    ) -> AsyncIterator[Worker[WorkerFolder]]:
         environment = environment_of(run.action.command)
-        async with self._pool.lease(plan, run.action, environment) as worker:
-            await _lay_out(run, worker)
-            run.stages.mark("input_fetch_completed")
-            # What it takes to start is not the action's time (RUN-20).
-            await worker.start()
-            run.start()
-            response = await self._perform(run, worker, request)
-            run.stages.mark("execution_completed")
-            run.stages.note({"worker": worker.name, "served": worker.served})
-            # A worker that ran out of time is of no more use: the pool ends it.
-            return await conclude(run, self._ending(run, response), worker.root, self._blobs)
+        async with self._pool.lease(plan, run.action, environment, avoid_warm=avoid_warm) as worker:
+            try:
+                yield worker
+            except WorkerFailed:
+                # While it is leased: afterwards its log may go.
+                await self._keep_log(run, worker)
+                raise
 
-    async def _perform(
-        self, run: Run, worker: Worker[InputRoot], request: WorkRequest
-    ) -> WorkResponse | None:
-        with trio.move_on_after(run.limit_seconds):
-            return await worker.perform(request)
-        return None
+    async def _keep_log(self, run: Run, worker: Worker[WorkerFolder]) -> None:
+        """Give the client what the worker said on stderr (PWK-08)."""
+        try:
+            tail = await on_disk("reading a worker's log:", lambda: _log_tail(worker))
+            if not tail:
+                return
+            uploads = Uploads(run.action.digest.function, self._blobs)
+            digest = uploads.add(tail)
+            await uploads.publish()
+        except StokerError as error:
+            # The message has the end of it too.
+            _log.info("worker's log not kept", worker=worker.name, reason=str(error))
+        else:
+            log = reapi.LogFile(digest=digest.to_proto(), human_readable=True)
+            run.server_logs[f"{worker.name}.log"] = log
 
     def _ending(self, run: Run, response: WorkResponse | None) -> Ending:
         if response is None:
@@ -96,9 +164,20 @@ def process_exit_code(number: int) -> int:
     return number & 0xFF or int(number != 0)
 
 
-async def _lay_out(run: Run, worker: Worker[InputRoot]) -> None:
-    try:
-        await worker.root.lay_out(run.tree, run.folders)
-    except RootReplaced as error:
-        # By an earlier action: this one is to have a worker that has its folder.
-        raise WorkerFailed(worker.name, f"has lost its folder: {error}", answered=False) from error
+async def _perform(
+    run: Run, worker: Worker[WorkerFolder], request: WorkRequest, folder: RequestFolder
+) -> WorkResponse | None:
+    """The response, or None where the time was over before it came (PWK-15)."""
+    folder.is_open = True
+    with trio.move_on_after(run.limit_seconds):
+        response = await worker.perform(request)
+        folder.is_open = False
+        return response
+    return None
+
+
+def _log_tail(worker: Worker[WorkerFolder]) -> bytes:
+    with worker.log.open("rb") as file:
+        size_bytes = file.seek(0, 2)
+        file.seek(max(0, size_bytes - MAX_KEPT_LOG_BYTES))
+        return file.read(MAX_KEPT_LOG_BYTES)

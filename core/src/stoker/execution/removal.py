@@ -15,7 +15,7 @@ import stat
 import uuid
 from contextlib import suppress
 
-from stoker.execution.open_folders import open_folder
+from stoker.execution.open_folders import OpenFolders, open_folder
 
 # Each level down holds a descriptor open. What lies deeper is moved up and comes to its turn.
 _DEPTH = 32
@@ -39,6 +39,20 @@ def remove_entry(name: str, parent: int) -> None:
             return
         _empty(open_folder(name, parent))
         os.rmdir(name, dir_fd=parent)
+
+
+def remove_path(top: str, path: str) -> None:
+    """Delete what is at `path` below the folder `top`, and all below it. No error if it is gone.
+
+    What lies behind a symbolic link is left alone.
+    """
+    *above, name = path.split("/")
+    with OpenFolders(top) as folders:
+        for depth, folder in enumerate(above, 1):
+            folders.enter(depth, folder)
+        # A link is no directory to whoever does not follow it.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            remove_entry(name, folders.descriptor)
 
 
 def empty_folder(path: str) -> None:

@@ -42,6 +42,8 @@ class Run:
     """What it may leave behind."""
     messages: list[str] = field(default_factory=list)
     """Sentences for the person who reads the client's output."""
+    server_logs: dict[str, reapi.LogFile] = field(default_factory=dict)
+    """What the server's own processes have said, for that person, by the log's name."""
 
     @property
     def folders(self) -> frozenset[str]:
@@ -96,7 +98,11 @@ async def conclude(run: Run, ending: Ending, root: InputRoot | None, blobs: Blob
     result.exit_code = ending.exit_code
     result.execution_metadata.CopyFrom(run.stages.complete())
     return Outcome(
-        result=result, error=error, reusable=ending.reusable, message="\n".join(run.messages)
+        result=result,
+        error=error,
+        reusable=ending.reusable,
+        message="\n".join(run.messages),
+        server_logs=run.server_logs,
     )
 
 

@@ -588,6 +588,25 @@ class ExecutionStrategyLaws:
         spec = place.script("true & wait; kill -9 $$", limits=limits)
         assert await outcome(strategy, spec) == spi.Exit(137, signal.SIGKILL)
 
+    async def test_memory_is_measured_of_the_whole_tree_or_not_at_all(
+        self, strategy: spi.ExecutionStrategy, place: Workplace, witness: Witness
+    ) -> None:
+        # A shell keeps in memory what is in its variables.
+        child = "data=$(head -c 50000000 /dev/zero | tr '\\0' x); echo grown >&9; read _ <&8"
+        text = f'exec 8<&0 9>{witness.path}; echo ready >&9; read _; sh -c "$1" & wait'
+        async with strategy.start(place.script(text, child, pipes=True)) as process:
+            await witness.wait_for("ready")
+            before = await process.measure_memory()
+            assert process.stdin is not None
+            await process.stdin.send_all(b"grow\n")
+            await witness.wait_for("grown")
+            after = await process.measure_memory()
+        assert (before is None) == (after is None)
+        if before is not None and after is not None:
+            assert before < 40_000_000
+            assert after - before > 40_000_000
+        assert await process.measure_memory() is None, "it has ended"
+
     async def test_what_was_used_is_told(  # RUN-29
         self, strategy: spi.ExecutionStrategy, place: Workplace
     ) -> None:

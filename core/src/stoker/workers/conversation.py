@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from typing import NamedTuple
 
 import trio
 
-from stoker.errors import MalformedResponse
+from stoker.errors import StokerError
 from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
-from stoker.spi import Exit, Process, ResponseDecoder, WorkerProtocol
-from stoker.workers.failure import describe_exit
+from stoker.spi import Process
+from stoker.workers.exchanges import Exchange, Exchanges
+from stoker.workers.failure import Fault, FaultKind
 
 _CHUNK_BYTES = 65536
-_EXCERPT_BYTES = 1024
 
 # A process that ends closes its stdout a moment before it can be waited for, and one that has
 # ended may have left an answer in the pipe. Only a misbehaving one makes anybody wait this long.
 _END_SECONDS = 1.0
 
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Why a conversation is over."""
-
-    reason: str
-    """Words that go on after the worker's name."""
-    excerpt: bytes = b""
-    exit: Exit | None = None
-
-
-STOPPED = Fault("was stopped by the server")
+STOPPED = Fault(FaultKind.STOPPED, "was stopped by the server")
 
 
 class ConversationOver(Exception):
@@ -41,29 +31,56 @@ class ConversationOver(Exception):
         super().__init__(fault.reason)
 
 
-class Conversation:
-    """The requests and responses of one process, one at a time.
+class _GivenUp(NamedTuple):
+    """A request that was cancelled, and how long its answer is waited for."""
 
-    `listen` must run while `ask` is called: a worker may write before it has read all, and its
-    death is to be noticed when nobody asks it anything.
+    over: trio.Event
+    since: float
+
+
+class Conversation:
+    """The requests and responses of one process.
+
+    `listen` must run while `ask` is called: it writes, as no cancellation of an `ask` may tear a
+    frame, and it reads, as a worker may answer before it has read all, and its death is to be
+    noticed when nobody asks it anything.
     """
 
-    def __init__(self, process: Process, protocol: WorkerProtocol, limit_bytes: int) -> None:
+    def __init__(self, process: Process, exchanges: Exchanges) -> None:
         assert process.stdin is not None, "a worker is started with pipes"
         assert process.stdout is not None, "a worker is started with pipes"
         self._process = process
         self._stdin = process.stdin
         self._stdout = process.stdout
         self._stdout_ended = trio.Event()
-        self._protocol = protocol
-        self._limit_bytes = limit_bytes
+        self._frames_wanted = trio.lowlevel.ParkingLot()
         self._listening = trio.CancelScope()
-        self._exchange: _Exchange | None = None
-        self.fault: Fault | None = None
+        self._exchanges = exchanges
+        self._given_up: deque[_GivenUp] = deque()
+
+    @property
+    def fault(self) -> Fault | None:
         """Set once, when the process can be of no more use."""
+        return self._exchanges.fault
+
+    @property
+    def usable(self) -> bool:
+        """Whether `ask` may be called, as soon as the worker has room for it."""
+        return self._exchanges.usable
+
+    @property
+    def recovering(self) -> bool:
+        """Whether the answer to a cancelled request is still to come."""
+        return self._exchanges.recovering
+
+    @property
+    def served(self) -> int:
+        """How many requests were answered."""
+        return self._exchanges.served
 
     async def listen(self) -> None:
-        """Hear all that the process writes. Returns once `fault` is set.
+        """Write all that is asked and hear all that the process writes. Returns once `fault` is
+        set.
 
         Cancellation sets it too, so that nobody waits for an answer that nobody hears.
         """
@@ -71,45 +88,86 @@ class Conversation:
             with self._listening:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch_process)
+                    nursery.start_soon(self._write_stdin)
                     await self._read_stdout()
                     await self._watch_silence()
         finally:
             self.end(STOPPED)
 
     async def ask(self, request: WorkRequest) -> WorkResponse:
-        """The response to `request`. Raises ConversationOver, at once if it already is.
+        """The response to `request`, whose id is set here. Calls overlap for multiplex workers.
 
-        Cancellation ends the conversation, as an answer may come that nobody waits for.
+        Raises ConversationOver, at once if it already is. Cancellation gives the request up,
+        which a cancellable worker is told.
         """
-        assert self._exchange is None, "a worker is asked one thing at a time"
-        exchange = _Exchange(request.request_id, self._protocol.decoder(self._limit_bytes))
-        if self.fault is not None:
-            raise ConversationOver(self.fault, answered=False)
-        self._exchange = exchange
-        complete = False
+        if (refusal := self._exchanges.refusal) is not None:
+            raise ConversationOver(refusal, answered=False)
+        over = trio.Event()
+        exchange = self._exchanges.ask(request, over.set)
+        self._frames_wanted.unpark()
         try:
-            with exchange.waiting:
-                await self._send(self._protocol.encode(request))
-                await exchange.over.wait()
-            complete = True
+            await over.wait()
         finally:
-            if not complete:
-                self.end(Fault("was abandoned in mid-request"))
-            self._exchange = None
-        return exchange.result()
+            if not over.is_set():
+                self._give_up(exchange, over)
+        if exchange.response is None:
+            assert exchange.fault is not None, "the exchange is over"
+            raise ConversationOver(exchange.fault, answered=exchange.answered)
+        return exchange.response
 
-    async def _send(self, data: bytes) -> None:
+    def _give_up(self, exchange: Exchange, over: trio.Event) -> None:
+        self._forget_answered()
+        if self._exchanges.give_up(exchange):
+            self._given_up.append(_GivenUp(over, trio.current_time()))
+            self._frames_wanted.unpark()
+        self._stop_if_over()
+
+    async def recover(self, grace_seconds: float) -> None:
+        """Wait until all requests that were given up are answered, or `fault` is set.
+
+        It is set when one takes longer than `grace_seconds` from its cancellation. Calls may
+        overlap, and be cancelled.
+        """
+        while self.recovering:
+            oldest = self._given_up[0]
+            with trio.move_on_at(oldest.since + grace_seconds):
+                await oldest.over.wait()
+            if not oldest.over.is_set():
+                reason = f"did not answer within {grace_seconds:g} s after a request was cancelled"
+                self.end(Fault(FaultKind.UNRECOVERED, reason))
+            self._forget_answered()
+
+    def _forget_answered(self) -> None:
+        while self._given_up and self._given_up[0].over.is_set():
+            self._given_up.popleft()
+
+    def end(self, fault: Fault) -> None:
+        """The process can be of no more use. The first fault is the one that counts."""
+        self._exchanges.fail(fault)
+        self._stop_if_over()
+
+    def _stop_if_over(self) -> None:
+        if self._exchanges.fault is not None:
+            self._listening.cancel()
+
+    async def _write_stdin(self) -> None:
+        """Each frame by itself: there are tools that lose what is behind one in the same read."""
         try:
-            await self._stdin.send_all(data)
+            while True:
+                if frame := self._exchanges.next_frame():
+                    await self._stdin.send_all(frame)
+                else:
+                    await self._frames_wanted.park()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             # Most often it is death, which is told better by whoever listens.
             await trio.sleep(_END_SECONDS)
-            self.end(Fault("closed its stdin while its process lives"))
+            self.end(Fault(FaultKind.CLOSED_STDIN, "closed its stdin while its process lives"))
 
     async def _read_stdout(self) -> None:
         try:
             while data := await self._stdout.receive_some(_CHUNK_BYTES):
-                self._hear(bytes(data))
+                self._exchanges.hear(bytes(data))
+                self._stop_if_over()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the same as its end
 
@@ -117,104 +175,15 @@ class Conversation:
         """Stdout has ended: unless the process does too, it would be waited for without end."""
         self._stdout_ended.set()
         await trio.sleep(_END_SECONDS)
-        self.end(Fault("closed its stdout while its process lives"))
+        self.end(Fault(FaultKind.CLOSED_STDOUT, "closed its stdout while its process lives"))
 
     async def _watch_process(self) -> None:
-        ended = await self._process.wait()
+        try:
+            ended = await self._process.wait()
+        except StokerError as error:
+            self.end(Fault(FaultKind.LOST, f"was lost: {error}"))
+            return
         with trio.move_on_after(_END_SECONDS):
             await self._stdout_ended.wait()
-        self.end(self._death(ended))
-
-    def _death(self, ended: Exit) -> Fault:
-        exchange = self._open_exchange()
-        if exchange is None:
-            return Fault(f"{describe_exit(ended)} while idle", exit=ended)
-        if not exchange.heard:
-            return Fault(f"{describe_exit(ended)} before it answered", exit=ended)
-        heard = bytes(exchange.heard)
-        reason = f"{describe_exit(ended)} within its answer, which begins with {heard[:200]!r}"
-        return Fault(reason, heard, ended)
-
-    def _open_exchange(self) -> _Exchange | None:
-        """The exchange that still waits for its answer."""
-        exchange = self._exchange
-        return None if exchange is None or exchange.over.is_set() else exchange
-
-    def _hear(self, data: bytes) -> None:
-        """All that a chunk changes, without an await in between."""
-        exchange = self._open_exchange()
-        try:
-            if exchange is None:
-                self._hear_unasked(data)
-            else:
-                exchange.hear(data)
-        except MalformedResponse as error:
-            self.end(Fault(f"broke its protocol: {error}", error.excerpt))
-
-    def _hear_unasked(self, data: bytes) -> None:
-        """Only space may come unasked, such as a newline that follows the last answer."""
-        decoder = self._protocol.decoder(self._limit_bytes)
-        responses = decoder.feed(data)
-        decoder.end()
-        if responses:
-            raise MalformedResponse("it answered what nobody had asked", data[:_EXCERPT_BYTES])
-
-    def end(self, fault: Fault) -> None:
-        """The process can be of no more use. The first fault is the one that counts."""
-        if self.fault is None:
-            self.fault = fault
-        if self._exchange is not None:
-            self._exchange.fail(self.fault)
-        self._listening.cancel()
-
-
-class _Exchange:
-    """One request and its response."""
-
-    def __init__(self, request_id: int, decoder: ResponseDecoder) -> None:
-        self._request_id = request_id
-        self._decoder = decoder
-        self.heard = bytearray()
-        """The first bytes of what came in answer."""
-        self.over = trio.Event()
-        self.waiting = trio.CancelScope()
-        self._response: WorkResponse | None = None
-        self._fault: Fault | None = None
-
-    def hear(self, data: bytes) -> None:
-        """Raises MalformedResponse for all that is not exactly one answer to this request."""
-        self.heard += data[: _EXCERPT_BYTES - len(self.heard)]
-        responses = self._decoder.feed(data)
-        if not responses:
-            return
-        self._check(responses)
-        self._decoder.end()
-        self._response = responses[0]
-        self.over.set()
-
-    def _check(self, responses: list[WorkResponse]) -> None:
-        if len(responses) > 1:
-            raise self._malformed(f"it answered one request {len(responses)} times")
-        response = responses[0]
-        if response.request_id != self._request_id:  # PWK-06
-            raise self._malformed(
-                f"it answered request {response.request_id} where {self._request_id} was asked"
-            )
-        if response.was_cancelled:
-            raise self._malformed("it answered that it was cancelled, which nobody had asked for")
-
-    def _malformed(self, reason: str) -> MalformedResponse:
-        return MalformedResponse(reason, bytes(self.heard))
-
-    def fail(self, fault: Fault) -> None:
-        """Nothing more will come. An answer that has come stays."""
-        self._fault = fault
-        self.over.set()
-        self.waiting.cancel()  # it may be stuck in writing what nobody reads
-
-    def result(self) -> WorkResponse:
-        """The response. Raises ConversationOver."""
-        if self._response is not None:
-            return self._response
-        assert self._fault is not None, "the exchange is over"
-        raise ConversationOver(self._fault, answered=bool(self.heard))
+        self._exchanges.hear_death(ended)
+        self._stop_if_over()

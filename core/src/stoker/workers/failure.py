@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
+import enum
 import signal
-from pathlib import Path
+from dataclasses import dataclass
 
 from stoker.errors import Unavailable
 from stoker.spi import Exit
 
-LOG_TAIL_BYTES = 2000
-"""How much of a worker's stderr an error quotes."""
+EXCERPT_BYTES = 1024
+"""How much of a worker's stdout an error quotes."""
+
+
+class FaultKind(enum.Enum):
+    """What a worker's process did that it can be of no more use."""
+
+    STOPPED = "stopped"
+    """Nothing: the server ended it."""
+    ABANDONED = "abandoned"
+    """Nothing: its request was cancelled, and nobody may tell it so."""
+    UNRECOVERED = "unrecovered"
+    """It did not answer a cancel request in time."""
+    AMBIGUOUS = "ambiguous"
+    """It may yet answer a cancel request that it has not understood."""
+    GARBAGE = "garbage"
+    """What it wrote to stdout is no response, or one that is too large."""
+    UNASKED = "unasked"
+    """It wrote to stdout while nothing was asked."""
+    UNKNOWN_ID = "unknown id"
+    """It answered a request that there never was."""
+    REPEATED_ID = "repeated id"
+    """It answered a request again."""
+    NOT_CANCELLED = "not cancelled"
+    """It said of a request that it was cancelled, which it was not."""
+    CLOSED_STDIN = "closed stdin"
+    CLOSED_STDOUT = "closed stdout"
+    LOG = "log"
+    """Its log cannot be kept within its bound."""
+    LOST = "lost"
+    """Nobody can tell what has become of its process."""
+    DIED = "died"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a worker's process can be of no more use."""
+
+    kind: FaultKind
+    reason: str
+    """Words that go on after the worker's name."""
+    excerpt: bytes = b""
+    exit: Exit | None = None
 
 
 class WorkerFailed(Unavailable):
@@ -24,6 +66,7 @@ class WorkerFailed(Unavailable):
         reason: str,
         *,
         answered: bool,
+        kind: FaultKind | None = None,
         excerpt: bytes = b"",
         exit: Exit | None = None,  # noqa: A002  # the word of spi.Process
         log_tail: str = "",
@@ -31,7 +74,10 @@ class WorkerFailed(Unavailable):
         self.worker = worker
         self.reason = reason
         self.answered = answered
-        """Whether anything at all came in answer to the request that failed."""
+        """Whether anything at all came in answer to the request that failed. Of bytes that belong
+        to no request for certain, that is said of a request that was the only one in flight."""
+        self.kind = kind
+        """What its process did; None where it was not even asked."""
         self.excerpt = excerpt
         """The first bytes of what it wrote to stdout, where that is to blame."""
         self.exit = exit
@@ -40,17 +86,6 @@ class WorkerFailed(Unavailable):
         """The end of what the process wrote to stderr."""
         tail = f"; its stderr ends with:\n{log_tail}" if log_tail else "; its stderr is empty"
         super().__init__(f"{worker} {reason}{tail}")
-
-
-def read_log_tail(log: Path) -> str:
-    """The end of a worker's log, as text; empty when there is none."""
-    try:
-        with log.open("rb") as file:
-            size_bytes = file.seek(0, 2)
-            file.seek(max(0, size_bytes - LOG_TAIL_BYTES))
-            return file.read(LOG_TAIL_BYTES).decode("utf-8", "replace").strip()
-    except OSError:
-        return ""
 
 
 def describe_exit(ended: Exit) -> str:

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+import math
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple
 
 import structlog
 import trio
 
 from stoker.action import LoadedAction
-from stoker.errors import StokerError, Unavailable
-from stoker.spi import ExecutionStrategy, ProcessSpec, ProcessUser, WorkerProtocol
-from stoker.workers.places import Places, Ticket
+from stoker.spi import ExecutionStrategy, ProcessUser, WorkerProtocol
+from stoker.workers.alarm import Alarm
+from stoker.workers.failure import WorkerFailed
+from stoker.workers.history import History, Miss
+from stoker.workers.invocations import Invocations
+from stoker.workers.logs import WorkerLogs
+from stoker.workers.making import Folder, FolderT, WorkerMaker
+from stoker.workers.places import Places, Reason, Ticket
 from stoker.workers.plan import WorkerPlan
+from stoker.workers.report import PoolReport
+from stoker.workers.resident import Resident
 from stoker.workers.settings import WorkerSettings
+from stoker.workers.survey import survey
+from stoker.workers.verdict import has_to_recover, reason_to_end
 from stoker.workers.worker import Worker, WorkerMachinery
+
+__all__ = ["Folder", "WorkerCounts", "WorkerPool", "open_worker_pool"]
 
 _log = structlog.get_logger(__name__)
 
-
-class Root(Protocol):
-    """What keeps a worker's folder: the pool only asks it to take the folder away."""
-
-    async def remove(self) -> None:
-        """Delete the folder and all below it. Raises StokerError where something withstands."""
-
-
-RootT = TypeVar("RootT", bound=Root)
+MEASURE_SECONDS = 5.0
+"""How often the memory of workers is measured, and how long that may take."""
 
 
 class WorkerCounts(NamedTuple):
@@ -51,250 +53,343 @@ async def open_worker_pool(
     strategy: ExecutionStrategy,
     protocols: Mapping[str, WorkerProtocol],
     folder: Path,
-    open_root: Callable[[Path], RootT],
+    open_folder: Callable[[WorkerPlan, Path], FolderT],
     settings: WorkerSettings,
     user: ProcessUser | None = None,
-) -> AsyncIterator[WorkerPool[RootT]]:
+) -> AsyncIterator[WorkerPool[FolderT]]:
     """A pool that keeps its workers' folders in `folder`, which no pool has used before.
 
-    Their temporary folders belong to `user`, if workers run as somebody else than the server.
+    `open_folder` is given each worker's own folder, in which ``root`` and ``tmp`` are made, and
+    deletes it with all that is in it when asked to. What processes write to belongs to `user`, if
+    they run as somebody else than the server.
 
-    On leaving, idle workers are ended politely and others at once; no process is left.
+    On leaving, idle workers are ended politely and others at once; no process is left, nor log.
     """
     machinery = WorkerMachinery(
         strategy=strategy,
         max_response_bytes=settings.max_response_bytes,
+        max_log_bytes=settings.max_log_bytes,
+        cancel_grace_seconds=settings.cancel_grace_seconds,
         shutdown_grace_seconds=settings.shutdown_grace_seconds,
     )
+    logs = WorkerLogs(folder / "logs", settings.kept_logs, user)
+    maker = WorkerMaker(
+        machinery=machinery,
+        protocols=protocols,
+        folder=folder,
+        open_folder=open_folder,
+        user=user,
+        logs=logs,
+    )
     async with trio.open_nursery() as nursery:
-        pool = WorkerPool(
-            nursery=nursery,
-            machinery=machinery,
-            protocols=protocols,
-            folder=folder,
-            open_root=open_root,
-            settings=settings,
-            user=user,
-        )
+        pool = WorkerPool(nursery, maker, settings)
         try:
             yield pool
         finally:
             pool.close()
+    maker.remove_logs()
 
 
-class WorkerPool(Generic[RootT]):
+class WorkerPool(Generic[FolderT]):
     """Workers of any key, reused last in, first out. Calls may overlap."""
 
     def __init__(
-        self,
-        *,
-        nursery: trio.Nursery,
-        machinery: WorkerMachinery,
-        protocols: Mapping[str, WorkerProtocol],
-        folder: Path,
-        open_root: Callable[[Path], RootT],
-        settings: WorkerSettings,
-        user: ProcessUser | None,
+        self, nursery: trio.Nursery, maker: WorkerMaker[FolderT], settings: WorkerSettings
     ) -> None:
-        self._user = user
         self._nursery = nursery
-        self._machinery = machinery
-        self._protocols = protocols
-        self._folder = folder
-        self._open_root = open_root
+        self._maker = maker
         self._settings = settings
-        self._places: Places[Worker[RootT]] = Places(
-            settings.max_workers, settings.max_workers_per_key
+        self._places: Places[Resident[FolderT]] = Places(
+            settings.max_workers, settings.max_memory_bytes, settings.max_worker_memory_bytes
         )
-        self._workers: dict[Worker[RootT], trio.Event] = {}  # each with the end of its lease
-        self._numbers = itertools.count(1)
+        self._residents: dict[Resident[FolderT], None] = {}
+        self._history = History()
+        self._invocations = Invocations(settings.quit_after_invocation_seconds)
         self._closed = False
+        self._upkeep = trio.CancelScope()
+        self._alarm = Alarm(self._sweep)
+        nursery.start_soon(self._keep_up)
 
     @property
     def protocols(self) -> Collection[str]:
         """The names of the protocols that its workers may speak."""
-        return self._protocols.keys()
+        return self._maker.protocols.keys()
 
     @property
     def counts(self) -> WorkerCounts:
         """How many workers there are now."""
         return WorkerCounts(self._places.held, self._places.idle, self._places.waiting)
 
+    def report(self) -> PoolReport:
+        """All that those who run the server may want to know, as it is at this moment."""
+        return survey(
+            self._settings, self._places, self._history, self._residents, trio.current_time()
+        )
+
+    # --- leases
+
     @asynccontextmanager
     async def lease(
-        self, plan: WorkerPlan, action: LoadedAction, environment: Mapping[str, str]
-    ) -> AsyncIterator[Worker[RootT]]:
-        """A worker for `plan`, alone, until the context is left. Waits for one, first come first.
+        self,
+        plan: WorkerPlan,
+        action: LoadedAction,
+        environment: Mapping[str, str],
+        *,
+        avoid_warm: bool = False,
+    ) -> AsyncIterator[Worker[FolderT]]:
+        """A worker for one request of `plan`, until the context is left. Waits for one.
 
-        A new one gets `environment`, with HOME and TMPDIR set to a folder of its own where that
+        High priority goes first, then who came first. A multiplex worker may have several leases;
+        with `avoid_warm` it is one that nobody has had before.
+
+        A new worker gets `environment`, with HOME and TMPDIR set to folders of its own where that
         has neither. It has no process yet: `Worker.start` or `Worker.perform` starts it, once its
-        root is laid out. If the context is left by an exception, cancellation included, the
-        process is ended, and killed if need be; the worker's place is free once it is gone.
-        Raises Unavailable if there is no folder to be had.
-        """
-        worker = await self._take(plan, action, environment)
-        clean = False
-        try:
-            yield worker
-            clean = True
-        finally:
-            self._give_back(worker, clean=clean)
+        root is laid out.
 
-    def close(self) -> None:
-        """End all workers, without waiting for that. No lease may begin after it."""
-        self._closed = True
-        for worker, unleased in self._workers.items():
-            if unleased.is_set():
-                worker.retire()
-            else:
-                worker.kill()
+        A worker that cannot be used again is ended when its last lease is over, and its place is
+        free once it is gone. So is one whose lease is left by an exception, unless that is a
+        cancellation that the worker was told of: then the pool waits for its answer, not the
+        caller. Raises Unavailable if there is no folder to be had.
+        """
+        invocation = action.metadata.tool_invocation_id
+        self._invocations.begin(invocation)
+        try:
+            resident = await self._take(plan, action, environment, avoid_warm=avoid_warm)
+        except BaseException:
+            self._end_action(invocation)
+            raise
+        resident.lease(invocation)
+        failure: BaseException | None = None
+        try:
+            yield resident.worker
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self._give_back(resident, invocation, failure)
+            del failure  # it refers to this frame
 
     async def _take(
-        self, plan: WorkerPlan, action: LoadedAction, environment: Mapping[str, str]
-    ) -> Worker[RootT]:
+        self,
+        plan: WorkerPlan,
+        action: LoadedAction,
+        environment: Mapping[str, str],
+        *,
+        avoid_warm: bool,
+    ) -> Resident[FolderT]:
         while True:
-            ticket = await self._wait_for_grant(plan)
+            ticket = await self._wait_for_grant(plan, avoid_warm=avoid_warm)
             if ticket.worker is None:
                 return self._create(ticket, plan, action, environment)
             # It may have died since it was granted, and is then being cleared away already.
             if ticket.worker.usable:
-                return self._resume(ticket.worker)
+                return self._reuse(ticket.worker)
+            self._refuse(ticket)
 
-    async def _wait_for_grant(self, plan: WorkerPlan) -> Ticket[Worker[RootT]]:
+    async def _wait_for_grant(
+        self, plan: WorkerPlan, *, avoid_warm: bool
+    ) -> Ticket[Resident[FolderT]]:
         granted = trio.Event()
-        ticket: Ticket[Worker[RootT]] = Ticket(plan.key, granted.set)
+        ticket: Ticket[Resident[FolderT]] = Ticket(
+            plan.key, granted.set, name=plan.name, terms=plan.terms, avoid_warm=avoid_warm
+        )
         self._places.ask(ticket)
         self._settle()
-        try:
-            await granted.wait()
-        except BaseException:
-            self._refuse(ticket)
-            raise
+        if not ticket.granted:
+            try:
+                await granted.wait()
+            except BaseException:
+                self._refuse(ticket)
+                raise
         return ticket
 
-    def _refuse(self, ticket: Ticket[Worker[RootT]]) -> None:
+    def _refuse(self, ticket: Ticket[Resident[FolderT]]) -> None:
         """What may have been granted to one who was cancelled goes to the next."""
-        if not ticket.granted:
-            self._places.withdraw(ticket)
-        elif ticket.worker is None:
+        if ticket.granted:
             self._places.decline(ticket)
+            if ticket.worker is not None:
+                self._note_rest(ticket.worker)
         else:
-            self._places.rest(ticket.worker)
+            self._places.withdraw(ticket)
         self._settle()
 
     def _create(
         self,
-        ticket: Ticket[Worker[RootT]],
+        ticket: Ticket[Resident[FolderT]],
         plan: WorkerPlan,
         action: LoadedAction,
         environment: Mapping[str, str],
-    ) -> Worker[RootT]:
+    ) -> Resident[FolderT]:
         try:
-            worker = self._build(plan, action, environment)
+            worker = self._maker.make(plan, action, environment)
         except BaseException:
             self._refuse(ticket)
             raise
-        self._log_created(worker)
-        self._places.enter(worker)
-        self._workers[worker] = trio.Event()
-        self._nursery.start_soon(self._run, worker, name=worker.name)
-        return worker
-
-    def _build(
-        self, plan: WorkerPlan, action: LoadedAction, environment: Mapping[str, str]
-    ) -> Worker[RootT]:
-        number = next(self._numbers)
-        name = _worker_name(number, action.mnemonic)
-        top, log = self._folder / f"worker-{number}", self._folder / f"{name}.log"
-        with _disk_errors("making a worker's folder"):
-            (top / "root").mkdir(parents=True)
-            (top / "tmp").mkdir(0o700)
-            top.chmod(0o711)
-            log.touch(0o600)
-            if self._user is not None:
-                # The log too: a process may open by name what it has as a descriptor.
-                for path in (top / "tmp", log):
-                    os.chown(path, *self._user)
-        spec = ProcessSpec(
-            argv=plan.key.argv,
-            environment={"HOME": str(top / "tmp"), "TMPDIR": str(top / "tmp"), **environment},
-            root=top / "root",
-            working_directory=plan.key.working_directory,
-            temporary_directory=top / "tmp",
-            stderr=log,
-            properties=action.platform,
-            root_changes=True,
-        )
-        return Worker(
-            name=name,
-            key=plan.key,
-            root=self._open_root(spec.root),
-            spec=spec,
-            protocol=self._protocols[plan.protocol],
-            machinery=self._machinery,
-        )
-
-    def _resume(self, worker: Worker[RootT]) -> Worker[RootT]:
-        worker.resume()
-        worker.fresh = False
-        self._workers[worker] = trio.Event()
-        return worker
-
-    def _give_back(self, worker: Worker[RootT], *, clean: bool) -> None:
-        self._workers[worker].set()
-        if clean and worker.usable and not self._closed:
-            worker.rest(self._settings.idle_seconds)
-            self._places.rest(worker)
-        else:
-            worker.kill()
-            self._places.leave(worker)
+        resident = Resident(worker, trio.current_time())
+        self._note_miss(resident, plan, avoid_warm=ticket.avoid_warm)
+        self._places.enter(ticket, resident)
+        self._residents[resident] = None
+        self._nursery.start_soon(self._run, resident, name=worker.name)
         self._settle()
+        return resident
+
+    def _note_miss(
+        self, resident: Resident[FolderT], plan: WorkerPlan, *, avoid_warm: bool
+    ) -> None:
+        # Of the places of its key one is the new one's own.
+        is_busy = self._places.count_of(plan.key) > 1 and not avoid_warm
+        endings = [
+            place.ending
+            for other in self._residents
+            if other.worker.key == plan.key and (place := self._places.place_of(other))
+        ]
+        ending = next((reason for reason in reversed(endings) if reason), None)
+        miss = self._history.miss(plan.key, plan.name, is_busy=is_busy, ending=ending)
+        _log_created(resident.worker.name, miss)
+
+    def _reuse(self, resident: Resident[FolderT]) -> Resident[FolderT]:
+        resident.worker.fresh = False
+        self._history.hit(resident.worker.key)
+        return resident
+
+    def _give_back(
+        self, resident: Resident[FolderT], invocation: str, failure: BaseException | None
+    ) -> None:
+        resident.release()
+        if isinstance(failure, WorkerFailed):
+            resident.failure = failure.reason
+        if not self._closed and has_to_recover(resident.worker, failure, resident.recoveries):
+            resident.recoveries += 1
+            self._nursery.start_soon(self._recover, resident, invocation)
+            return
+        reason = "closed" if self._closed else reason_to_end(resident.worker, failure)
+        self._end_request(resident, invocation, reason)
+
+    async def _recover(self, resident: Resident[FolderT], invocation: str) -> None:
+        """The request keeps its part of the worker until it is answered."""
+        usable = False
+        try:
+            usable = await resident.worker.recover()
+        finally:
+            resident.recoveries -= 1
+            self._end_request(resident, invocation, None if usable else "cancelled")
+
+    def _end_request(
+        self, resident: Resident[FolderT], invocation: str, reason: Reason | None
+    ) -> None:
+        if reason is not None:
+            self._places.retire(resident, reason)
+        self._places.release(resident)
+        self._note_rest(resident)
+        self._end_action(invocation)
+        self._settle()
+
+    def _end_action(self, invocation: str) -> None:
+        self._invocations.end(invocation, trio.current_time())
+        self._alarm.set(self._next_end())
+
+    # --- the life of workers
 
     def _settle(self) -> None:
-        for worker in self._places.settle():
-            # Somebody waits for its place, so this is no time for politeness.
-            worker.kill()
+        for resident, at_once in self._places.settle():
+            if at_once:
+                resident.worker.kill()
+            else:
+                resident.worker.retire()
 
-    async def _run(self, worker: Worker[RootT]) -> None:
+    async def _run(self, resident: Resident[FolderT]) -> None:
         """The whole life of a worker, to the removal of its folder."""
+        worker = resident.worker
 
         def leave() -> None:
-            self._places.leave(worker)
-            self._settle()
+            place = self._places.place_of(resident)
+            # Unless it was told to: then it may take its time.
+            if place is not None and place.ending is None:
+                self._places.leave(resident, "failed")
+                self._settle()
 
         await worker.live(leave)
-        self._places.free(worker)
+        reason = self._places.free(resident)
+        error = worker.last_error or resident.failure
+        self._history.end(worker.key, reason, error)
         self._settle()
         with trio.CancelScope(shield=True):
-            await self._workers[worker].wait()
-            await self._remove(worker)
-        del self._workers[worker]
+            await resident.wait_vacant()
+            await self._maker.remove(worker)
+        del self._residents[resident]
+        _log.info(
+            "worker ended",
+            worker=worker.name,
+            reason=reason,
+            served=worker.served,
+            error=error,
+        )
 
-    async def _remove(self, worker: Worker[RootT]) -> None:
-        top = worker.folder.parent
+    def close(self) -> None:
+        """End all workers, without waiting for that. No lease may begin after it."""
+        self._closed = True
+        self._upkeep.cancel()
+        for resident in self._residents:
+            place = self._places.place_of(resident)
+            if self._places.is_idle(resident):
+                self._places.retire(resident, "closed")
+            elif place is not None and place.ending is None:
+                self._places.leave(resident, "closed")
+                resident.worker.kill()
+        self._settle()
+
+    # --- upkeep
+
+    async def _keep_up(self) -> None:
+        with self._upkeep:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._alarm.run)
+                while True:
+                    await trio.sleep(MEASURE_SECONDS)
+                    with trio.move_on_after(MEASURE_SECONDS):
+                        await self.measure_memory()
+
+    async def measure_memory(self) -> None:
+        """Measure all workers now, and end those that use too much. It is done regularly anyway.
+
+        Calls may overlap. After cancellation some were measured, and all that is known counts.
+        """
         try:
-            await worker.root.remove()
-            await self._open_root(top).remove()
-            with _disk_errors("removing a worker's log"):
-                worker.log.unlink(missing_ok=True)
-        except StokerError as error:
-            _log.warning("worker's folder not removed", worker=worker.name, reason=str(error))
+            async with trio.open_nursery() as nursery:
+                for resident in self._residents:
+                    nursery.start_soon(self._measure, resident)
+        finally:
+            self._places.save_memory()
+            self._settle()
 
-    def _log_created(self, worker: Worker[RootT]) -> None:
-        differences = [worker.key.difference(other.key) for other in self._workers]
-        nearest = min(differences, key=len, default=())
-        _log.info("worker created", worker=worker.name, nearest_key_differs_in=nearest)
+    async def _measure(self, resident: Resident[FolderT]) -> None:
+        self._places.measured(resident, await resident.worker.measure_memory())
+
+    def _note_rest(self, resident: Resident[FolderT]) -> None:
+        if self._places.is_idle(resident):
+            resident.idle_since = trio.current_time()
+
+    def _next_end(self) -> float:
+        """When something that is idle now has been so for too long."""
+        oldest = self._places.least_recently_used()
+        expiry = math.inf if oldest is None else oldest.idle_since + self._settings.idle_seconds
+        return min(expiry, self._invocations.next_end)
+
+    def _sweep(self) -> None:
+        now = trio.current_time()
+        while (oldest := self._places.least_recently_used()) is not None:
+            if oldest.idle_since + self._settings.idle_seconds > now:
+                break
+            self._places.retire(oldest, "expired")
+        ended = self._invocations.take_ended(now)
+        for resident in self._residents if ended else ():
+            if resident.invocation in ended and self._places.is_idle(resident):
+                self._places.retire(resident, "invocation")
+        self._settle()
+        self._alarm.set(self._next_end())
 
 
-def _worker_name(number: int, mnemonic: str) -> str:
-    """It becomes a file's name, and the mnemonic is the client's."""
-    word = re.sub(r"[^A-Za-z0-9_.+-]", "_", mnemonic)[:64]
-    return f"worker-{number}-{word}" if word else f"worker-{number}"
-
-
-@contextmanager
-def _disk_errors(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Unavailable(f"{doing} {error.filename!r} failed: {error.strerror}") from error
+def _log_created(worker: str, miss: Miss) -> None:
+    _log.info(
+        "worker created", worker=worker, reason=miss.reason, nearest_key_differs_in=miss.differs_in
+    )

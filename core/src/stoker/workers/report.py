@@ -46,11 +46,12 @@ class KeyReport:
     hits: int
     """Actions that got a warm worker."""
     misses: Mapping[str, int]
-    """Actions that a worker was started for, by the reason: ``first``, ``busy`` where all
-    interchangeable workers were busy, ``retired``, ``expired``, ``evicted``, ``failed`` for what
-    has become of the last one, or ``key`` where the nearest key that has had a worker differs."""
+    """Actions that a worker was started for, by the reason: ``first`` of its mnemonic, ``busy``
+    where all interchangeable workers were busy, what has become of the last one as for
+    `PoolReport.ended`, or ``key`` where another key of the mnemonic is known already."""
     nearest_key_differs_in: tuple[str, ...]
-    """The components of the key in which the nearest other key differed when this one was new."""
+    """The components of the key in which the nearest other key of the mnemonic differed when this
+    one was new."""
     last_error: str
 
 
@@ -67,9 +68,11 @@ class PoolReport:
     max_memory_bytes: int | None
     hits: int
     misses: Mapping[str, int]
-    """By the reason, as for `KeyReport`; ``key:argv`` and the like name each component in which
-    the nearest key differed."""
+    """By the reason, as for `KeyReport`. Beside ``key``, ``key:argv`` and the like count each
+    component in which the nearest key differed; they are no further misses."""
     ended: Mapping[str, int] = field(default_factory=dict)
-    """Workers that have ended, by the reason: ``retired``, ``expired``, ``evicted``,
-    ``invocation``, ``failed``, ``closed``."""
+    """Workers that have ended, by the reason: ``retired`` after as many requests as its terms
+    allow, ``expired``, ``evicted`` for its place or for its memory, ``invocation`` when that it
+    served was over, ``failed``, ``cancelled`` in the middle of a request, ``closed`` with the
+    pool."""
     keys: Sequence[KeyReport] = ()

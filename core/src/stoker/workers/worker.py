@@ -1,11 +1,10 @@
-"""One persistent worker: its folder, its process, and its one request at a time."""
+"""One persistent worker: its folder, its process, its log, and its requests."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import structlog
@@ -14,19 +13,18 @@ import trio
 from stoker.errors import StokerError
 from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
 from stoker.spi import ExecutionStrategy, Process, ProcessSpec, WorkerProtocol
-from stoker.workers.conversation import STOPPED, Conversation, ConversationOver, Fault
-from stoker.workers.failure import WorkerFailed, read_log_tail
-from stoker.workers.key import WorkerKey
+from stoker.workers.conversation import STOPPED, Conversation, ConversationOver
+from stoker.workers.exchanges import Exchanges
+from stoker.workers.failure import Fault, FaultKind, WorkerFailed
+from stoker.workers.key import Mode
+from stoker.workers.log import WorkerLog
+from stoker.workers.plan import WorkerPlan
 
-RootT = TypeVar("RootT")
+FolderT = TypeVar("FolderT")
 
 _log = structlog.get_logger(__name__)
 
-MAX_LOG_BYTES = 64 * 2**20
-"""How much a worker may write to stderr in its life before it is ended. It is looked at once in
-`LOG_CHECK_SECONDS`, so that the file may grow somewhat larger."""
-
-LOG_CHECK_SECONDS = 1.0
+NOT_STARTED = "no process"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,101 +33,145 @@ class WorkerMachinery:
 
     strategy: ExecutionStrategy
     max_response_bytes: int
+    max_log_bytes: int
+    cancel_grace_seconds: float
     shutdown_grace_seconds: float
-    max_log_bytes: int = MAX_LOG_BYTES
 
 
-class Worker(Generic[RootT]):
-    """A worker that was leased. One task uses it at a time, and only while the lease lasts."""
+class Worker(Generic[FolderT]):
+    """A worker that was leased. Who holds a lease may use it, only while that lasts."""
 
     def __init__(
         self,
         *,
         name: str,
-        key: WorkerKey,
-        root: RootT,
+        plan: WorkerPlan,
+        folder: FolderT,
         spec: ProcessSpec,
         protocol: WorkerProtocol,
         machinery: WorkerMachinery,
     ) -> None:
         self.name = name
         """Such as ``worker-3-Javac``; unique within the pool."""
-        self.key = key
-        self.root = root
-        """What the pool's `open_root` gave for `folder`."""
-        self.folder = spec.root
-        """The input root of all its requests; while the process lives its inode stays."""
+        self.plan = plan
+        """The plan that it was made for. Those of later requests have the same key."""
+        self.key = plan.key
+        self.folder = folder
+        """What the pool's `open_folder` gave."""
         self.log = spec.stderr
         """What the process writes to stderr."""
-        self.served = 0
-        """How many requests it has answered."""
         self.fresh = True
         """Whether this is its first lease."""
-        self._spec = spec
-        self._protocol = protocol
+        self.process_name = NOT_STARTED
+        """Such as ``process 4711``."""
+        self.last_error = ""
+        """What has ended it, unless the server wished so."""
+        self.spec = spec
+        """What its process is started with."""
         self._machinery = machinery
+        self._exchanges = Exchanges(
+            protocol,
+            machinery.max_response_bytes,
+            multiplex=plan.key.mode is not Mode.SINGLEPLEX,
+            cancellable=plan.cancellable,
+        )
+        self._log_file = WorkerLog(spec.stderr, machinery.max_log_bytes)
         self._wanted = trio.Event()
+        self._waiting_for_start = 0
         self._settled = trio.Event()  # whether it could be started is known
         self._start_error: Exception | None = None
+        self._process: Process | None = None
         self._conversation: Conversation | None = None
-        self._process_name = "no process"
         # Shielded: it is ended by its pool, which knows when to be polite.
         self._life = trio.CancelScope(shield=True)
         self._service = trio.CancelScope()
 
     @property
+    def served(self) -> int:
+        """How many requests it has answered, those among them that were cancelled too."""
+        return self._exchanges.served
+
+    @property
     def usable(self) -> bool:
-        """Whether its process lives and can serve another request."""
+        """Whether it may be given another request, as soon as it has room for it.
+
+        That is so from when its process is first asked for, and not before.
+        """
         return (
-            self._conversation is not None
-            and self._conversation.fault is None
+            self._wanted.is_set()
+            and self._start_error is None
+            and self._exchanges.usable
             and not self._service.cancel_called
             and not self._life.cancel_called
         )
+
+    @property
+    def recovering(self) -> bool:
+        """Whether it has yet to answer a request that was cancelled."""
+        return self._exchanges.recovering
 
     async def start(self) -> None:
         """Start the process, unless it is running.
 
         Call it once the root is laid out, as the program may be an input. Raises what the
-        strategy raises, ProgramNotStarted among it, and WorkerFailed if the
-        process has ended since. After cancellation the worker is of no more use.
+        strategy raises, ProgramNotStarted among it, and WorkerFailed if the process has ended
+        since. Calls may overlap. When the last of them is cancelled before the process runs, the
+        worker is of no more use.
         """
         self._wanted.set()
+        self._waiting_for_start += 1
         try:
             await self._settled.wait()
         finally:
-            if not self._settled.is_set():
+            self._waiting_for_start -= 1
+            if not self._waiting_for_start and not self._settled.is_set():
                 self.kill()
         if self._start_error is not None:
             raise self._start_error
         if not self.usable:
-            fault = self._conversation.fault if self._conversation is not None else None
-            raise self._failed(fault or STOPPED, answered=False)
+            raise self._failed(self._exchanges.refusal or STOPPED, answered=False)
 
     async def perform(self, request: WorkRequest) -> WorkResponse:
         """The response to `request`, starting the process first where that is still to be done.
 
-        Raises WorkerFailed for everything that is no answer to this request (PWK-06, PWK-09,
-        PWK-10), and what `start` raises. After any exception, cancellation included, the worker
-        is of no more use. There is no deadline but the caller's.
+        Its id is set here. Up to `max_requests_in_flight` of the plan's terms may be performed at
+        once. Raises WorkerFailed for everything that is no answer to this request (PWK-06,
+        PWK-09, PWK-10), after which the worker is of no more use, and what `start` raises.
+
+        There is no deadline but the caller's. Cancellation gives the request up: a cancellable
+        worker is told by a cancel request (PWK-15), and `recover` waits for its answer; any other
+        is of no more use, although a multiplex one goes on with the requests that it has.
         """
         await self.start()
         assert self._conversation is not None, "it has started"
         try:
-            response = await self._conversation.ask(request)
+            return await self._conversation.ask(request)
         except ConversationOver as error:
             raise self._failed(error.fault, answered=error.answered) from None
-        self.served += 1
-        return response
+
+    async def recover(self) -> bool:
+        """Wait for the answers to all requests that were given up. Returns whether it is usable.
+
+        The process is ended when one takes longer than `cancel_grace_seconds` from when it was
+        given up. Calls may overlap; cancellation leaves all as it is.
+        """
+        if self._conversation is not None:
+            await self._conversation.recover(self._machinery.cancel_grace_seconds)
+        return self.usable
+
+    async def measure_memory(self) -> int | None:
+        """How many bytes its process uses with all that came of it; None if nobody can tell."""
+        return None if self._process is None else await self._process.measure_memory()
 
     def _failed(self, fault: Fault, *, answered: bool) -> WorkerFailed:
         return WorkerFailed(
-            f"{self.name} ({self._process_name})",
+            f"{self.name} ({self.process_name})",
             fault.reason,
             answered=answered,
+            kind=fault.kind,
             excerpt=fault.excerpt,
             exit=fault.exit,
-            log_tail=read_log_tail(self.log),
+            log_tail=self._log_file.read_tail(),
         )
 
     # --- for the pool ---------------------------------------------------------------------------
@@ -143,11 +185,13 @@ class Worker(Generic[RootT]):
         try:
             with self._life:
                 await self._wanted.wait()
-                async with self._machinery.strategy.start(self._spec) as process:
-                    await self._serve(process, on_leaving)
+                async with self._machinery.strategy.start(self.spec) as process:
+                    await self._attend(process, on_leaving)
         except Exception as error:  # noqa: BLE001  # one worker's plugin must not end the pool
             self._note(error)
         finally:
+            self._exchanges.fail(STOPPED)
+            self._process = None
             self._settled.set()
 
     def rest(self, seconds: float) -> None:
@@ -168,26 +212,32 @@ class Worker(Generic[RootT]):
         """End the process at once, without waiting for that."""
         self._life.cancel()
 
-    async def _serve(self, process: Process, on_leaving: Callable[[], None]) -> None:
-        conversation = Conversation(process, self._protocol, self._machinery.max_response_bytes)
-        self._conversation, self._process_name = conversation, process.name
+    async def _attend(self, process: Process, on_leaving: Callable[[], None]) -> None:
+        conversation = Conversation(process, self._exchanges)
+        self._process, self.process_name = process, process.name
+        self._conversation = conversation
         self._settled.set()
-        with self._service:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch_log, conversation)
-                await conversation.listen()
-                nursery.cancel_scope.cancel()
-        on_leaving()
-        if self._service.cancelled_caught:
-            await self._part(process)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_log, conversation)
+            await self._serve(conversation)
+            on_leaving()
+            if self._service.cancelled_caught:
+                await self._part(process)
+            nursery.cancel_scope.cancel()
 
-    async def _watch_log(self, conversation: Conversation) -> None:
+    async def _serve(self, conversation: Conversation) -> None:
+        with self._service:
+            await conversation.listen()
+        fault = conversation.fault
+        if fault is not None and fault.kind is not FaultKind.STOPPED:
+            self.last_error = fault.reason
+
+    async def _keep_log(self, conversation: Conversation) -> None:
         """Nobody reads the log before the worker fails, and it would fill the disk."""
-        while _size_bytes(self.log) <= self._machinery.max_log_bytes:  # noqa: ASYNC110 -- files
-            await trio.sleep(LOG_CHECK_SECONDS)  # tell nobody that they grow
-        conversation.end(
-            Fault(f"has written more than {self._machinery.max_log_bytes} bytes to its stderr")
-        )
+        try:
+            await self._log_file.keep()
+        except OSError as error:
+            conversation.end(Fault(FaultKind.LOG, f"has a log that cannot be rotated: {error}"))
 
     async def _part(self, process: Process) -> None:
         """End of stdin, SIGTERM, and SIGKILL from the strategy, each after some patience."""
@@ -201,16 +251,10 @@ class Worker(Generic[RootT]):
             await process.wait()
 
     def _note(self, error: Exception) -> None:
+        self.last_error = str(error)
         if not self._settled.is_set():
             self._start_error = error
         elif isinstance(error, StokerError):
             _log.warning("worker not ended cleanly", worker=self.name, reason=str(error))
         else:
             _log.error("worker ended by a bug", worker=self.name, exc_info=error)
-
-
-def _size_bytes(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0  # the process has been there, and may do to it what it likes

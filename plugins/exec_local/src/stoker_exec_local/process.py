@@ -10,6 +10,7 @@ import trio
 from stoker import spi
 from stoker_exec_local.launcher import messages
 from stoker_exec_local.launching import Launcher
+from stoker_exec_local.measuring import memory_in_use
 
 KILL_BOUND_SECONDS = 10.0
 """For how long the end is waited for. Only a process stuck inside of the kernel outlives it."""
@@ -28,6 +29,7 @@ class LocalProcess(spi.Process):
         self._ended = trio.Event()
         self._exit: spi.Exit | None = None
         self._failure: spi.StokerError | None = None
+        self._memory_source: tuple[Any, ...] = ()
 
     def begin(self, start: messages.Start) -> None:
         """Ask the launcher for it. Raises Unavailable, and then there is nothing to end."""
@@ -74,6 +76,16 @@ class LocalProcess(spi.Process):
         if not self._ended.is_set():
             self._launcher.terminate(self._number)
 
+    async def measure_memory(self) -> int | None:
+        """See :class:`stoker.spi.Process`. Of a process that has ended nobody can tell."""
+        if not self._started.is_set() or self._exited.is_set():
+            return None
+        source = self._memory_source
+        # To read of many processes takes milliseconds.
+        memory_bytes = await trio.to_thread.run_sync(memory_in_use, source)
+        # Its group may serve another process by now.
+        return None if self._exited.is_set() else memory_bytes
+
     async def end(self) -> None:
         """Kill the tree, reap the process, close its pipes. Shielded from cancellation.
 
@@ -91,7 +103,7 @@ class LocalProcess(spi.Process):
 
     def _hear(self, kind: str, facts: tuple[Any, ...]) -> None:
         if kind == messages.STARTED:
-            pid, self.started_ns = facts
+            pid, self.started_ns, self._memory_source = facts
             self.name = f"process {pid}"
             self._started.set()
         elif kind == messages.EXITED:

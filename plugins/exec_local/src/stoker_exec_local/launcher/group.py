@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from stoker_exec_local.launcher import cgroups
+from stoker_exec_local.launcher import cgroups, messages
 from stoker_exec_local.launcher.kept import Kept, can_keep
 
 TYPE_CHECKING = False
@@ -214,6 +214,13 @@ class Group:
         return cgroups.read_number(
             path, "memory.peak" if version == 2 else "memory.max_usage_in_bytes"
         )
+
+    def memory_source(self) -> tuple[object, ...]:
+        """Where the memory that is in use can be read, as `messages.STARTED` tells it."""
+        place = self._path("memory")
+        if place is None:
+            return messages.GROUP_MEMBERS, self._path_of_end()
+        return (messages.GROUP_MEMORY, *place)
 
     def breach(self, peak_memory_bytes: int) -> str:
         """Which limit a process that failed has run into, as a sentence, else empty."""

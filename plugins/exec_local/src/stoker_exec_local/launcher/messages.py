@@ -26,8 +26,15 @@ END = "end"
 
 # Answers: the same. A packet holds a list of them.
 STARTED = "started"
-"""Followed by the process id, and when it began, in nanoseconds of the monotonic clock. It may
-come late, together with EXITED: a process that ends at once is told of once."""
+"""Followed by the process id; when it began, in nanoseconds of the monotonic clock; and where its
+memory can be measured: one of the three below, and what it is to be asked of. It may come late,
+together with EXITED: a process that ends at once is told of once."""
+GROUP_MEMORY = "group memory"
+"""Followed by the version and the folder of a control group that counts memory."""
+GROUP_MEMBERS = "group members"
+"""Followed by the folder of a control group that does not, but knows all processes."""
+DESCENDANTS = "descendants"
+"""Followed by the number of a process of which all of them came."""
 NOT_STARTED = "not started"
 """Followed by a kind and a text; for AT_FAULT the program, the reason and an exit code. Nothing
 is left, and nothing more is said about this number."""

@@ -238,7 +238,7 @@ class Watch(Loop):
         else:
             # Whoever has pipes waits to write into them.
             tell = self._answer_soon if is_brief else self._answer
-            tell(messages.STARTED, command.number, command.pid, command.started_ns)
+            tell(*_started(command))
 
     def _group(self, number: int, start: Start) -> Group | None:
         return Group(self._estate, number, start) if self._estate else None
@@ -332,7 +332,7 @@ class Watch(Loop):
             command.refusal = marshal.loads(facts)  # noqa: S302  # of our own fork
             self._begin_end(command)
         else:
-            self._answer(messages.STARTED, command.number, command.pid, command.started_ns)
+            self._answer(*_started(command))
 
     def _on_exit(self, pid: int, status: int, usage: Any) -> None:
         command = self._by_pid.pop(pid, None)
@@ -386,6 +386,12 @@ class Watch(Loop):
     def _forget(self, command: Command) -> None:
         del self._commands[command.number]
         self._ending.discard(command)
+
+
+def _started(command: Command) -> tuple[object, ...]:
+    # Without groups this is the supervisor of the one command, and nothing else came of it.
+    where = command.group.memory_source() if command.group else (messages.DESCENDANTS, os.getpid())
+    return messages.STARTED, command.number, command.pid, command.started_ns, where
 
 
 _PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT

@@ -1,0 +1,130 @@
+"""Being told by the kernel which folders were touched, so that not every file must be looked at.
+
+Source: inotify(7). An event is there to be read before the call that caused it has returned. There
+is none for a write to memory that a file is mapped to, until the mapping has gone and the file is
+closed: a tool that keeps an input of one request mapped for writing, and writes to it in the next
+one, is seen late.
+
+These functions block for no longer than a system call takes, and may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import structlog
+
+_log = structlog.get_logger(__name__)
+
+MAX_WATCHES = 20_000
+"""How many folders are watched at once; the kernel keeps about a kilobyte for each."""
+
+_MODIFY, _ATTRIB, _CLOSE_WRITE = 0x2, 0x4, 0x8
+_MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x40, 0x80, 0x100, 0x200
+_DELETE_SELF, _MOVE_SELF = 0x400, 0x800
+_OVERFLOW, _IGNORED, _ONLY_DIRECTORIES = 0x4000, 0x8000, 0x01000000
+_TOUCHED = (
+    _MODIFY
+    | _ATTRIB
+    | _CLOSE_WRITE
+    | _MOVED_FROM
+    | _MOVED_TO
+    | _CREATE
+    | _DELETE
+    | _DELETE_SELF
+    | _MOVE_SELF
+)
+_EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
+_READ_BYTES = 2**16
+
+
+class FolderWatch:
+    """Which folders nobody has touched, nor a file in them, since they were looked at.
+
+    Without a `descriptor`, or where the kernel refuses, it knows of none: then all is looked at.
+    """
+
+    def __init__(self, descriptor: int | None) -> None:
+        """Use `descriptor`, of an inotify instance that does not block."""
+        self._descriptor = descriptor
+        self._untouched: set[int] = set()
+        self._watches: set[int] = set()
+        self._lock = threading.Lock()
+
+    def add(self, folder: int) -> int:
+        """Watch the open `folder`, which counts as untouched from now on: look at it next.
+
+        Returns a number for it, and 0 if it cannot be watched.
+        """
+        with self._lock:
+            if self._descriptor is None or len(self._watches) >= MAX_WATCHES:
+                return 0
+            # By its descriptor, and so not what somebody has put in its place.
+            path = f"/proc/self/fd/{folder}".encode()
+            watch = int(
+                _libc().inotify_add_watch(self._descriptor, path, _TOUCHED | _ONLY_DIRECTORIES)
+            )
+            if watch <= 0:
+                return 0
+            self._read()  # what has happened before the look says nothing of what comes after
+            self._watches.add(watch)
+            self._untouched.add(watch)
+            return watch
+
+    def is_untouched(self, watch: int) -> bool:
+        """Whether the folder is as it was looked at, as far as `refresh` has been told."""
+        return watch in self._untouched
+
+    def refresh(self) -> None:
+        """Learn what has been touched."""
+        with self._lock:
+            self._read()
+
+    def close(self) -> None:
+        """Know of nothing any more."""
+        with self._lock:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+            self._descriptor = None
+            self._untouched.clear()
+
+    def _read(self) -> None:
+        with suppress(BlockingIOError):
+            while self._descriptor is not None:
+                self._note(os.read(self._descriptor, _READ_BYTES))
+
+    def _note(self, events: bytes) -> None:
+        position = 0
+        while position < len(events):
+            watch, mask, _, length = _EVENT.unpack_from(events, position)
+            position += _EVENT.size + length
+            self._untouched.discard(watch)
+            if mask & _IGNORED:  # the folder is gone, and its number is not used again
+                self._watches.discard(watch)
+            if mask & _OVERFLOW:
+                self._untouched.clear()
+
+
+@contextmanager
+def open_folder_watch() -> Iterator[FolderWatch]:
+    """A watch that knows of nothing yet, and of nothing at all where there is no inotify."""
+    descriptor = _libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if descriptor < 0:
+        reason = os.strerror(ctypes.get_errno())
+        _log.info("workers' inputs are looked at one by one, as inotify fails", reason=reason)
+        yield FolderWatch(None)
+        return
+    watch = FolderWatch(descriptor)
+    try:
+        yield watch
+    finally:
+        watch.close()
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)

@@ -1,0 +1,152 @@
+"""Input roots that several requests use at once, and that live with a process."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stoker.errors import InputsMissing
+from stoker.execution.folder_watch import FolderWatch, open_folder_watch
+from stoker.execution.input_root import InputRoot, RootReplaced
+
+Cas = Any
+
+
+@pytest.fixture
+def watch() -> Iterator[FolderWatch]:
+    with open_folder_watch() as opened:
+        yield opened
+
+
+def listed(root: InputRoot) -> dict[str, str]:
+    return {
+        str(path.relative_to(root.folder)): path.read_text()
+        for path in sorted(root.folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def facts(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_ctime_ns
+
+
+async def test_a_tree_is_added_beside_what_others_use(cas: Cas, tmp_path: Path) -> None:
+    # PWK-13
+    root = InputRoot(tmp_path / "root", cas.blobs)
+    await root.lay_out(await cas.tree({"a": b"1", "d": {"x": b"1"}, "old": b""}), {"out"})
+    inode = (root.folder / "d/x").stat().st_ino
+    (root.folder / "out/theirs").write_text("written")
+    (root.folder / "b").write_text("in the way")
+    (root.folder / "mine").mkdir()
+    (root.folder / "mine/left").touch()
+    tree = await cas.tree({"a": b"1", "b": b"2", "d": {"y": b"2"}, "e": {"z": b""}})
+    await root.add(tree, {"out/deep"}, ["mine", "old", "d/none"])
+    assert listed(root) == {
+        "a": "1",
+        "b": "2",
+        "d/x": "1",
+        "d/y": "2",
+        "e/z": "",
+        "out/theirs": "written",
+    }
+    assert (root.folder / "out/deep").is_dir()
+    assert (root.folder / "d/x").stat().st_ino == inode, "it stays the very file"
+    await root.add(await cas.tree({"a": b"new"}))
+    assert listed(root)["a"] == "new"
+    await root.lay_out(tree)
+    assert listed(root) == {"a": "1", "b": "2", "d/y": "2", "e/z": ""}
+
+
+async def test_outputs_are_dropped_and_inputs_among_them_made_again(
+    cas: Cas, tmp_path: Path
+) -> None:
+    root = InputRoot(tmp_path / "root", cas.blobs)
+    tree = await cas.tree({"a": b"1", "d": {"x": b"1", "y": b"2"}, "l": "/"})
+    await root.lay_out(tree, {"out"})
+    for name in ("out/o", "d/x", "stray"):
+        (root.folder / name).write_text("written")
+    await root.drop(["out/o", "d/x", "out/none", "a/none", "l/none"])
+    assert listed(root) == {"a": "1", "d/y": "2", "stray": "written"}
+    await root.add(tree)
+    assert listed(root)["d/x"] == "1"
+
+
+async def test_a_root_in_doubt_takes_nothing_more(cas: Cas, tmp_path: Path) -> None:
+    root = InputRoot(tmp_path / "root", cas.blobs)
+    await root.lay_out(await cas.tree({"a": b"1"}))
+    tree = await cas.tree({"b": b"gone"})
+    empty = InputRoot(root.folder, type(cas)().blobs)
+    with pytest.raises(InputsMissing):
+        await empty.lay_out(tree)
+    with pytest.raises(RootReplaced):
+        await empty.add(tree)
+    await root.lay_out(tree)
+    assert listed(root) == {"b": "gone"}
+
+
+@pytest.mark.parametrize("watched", [True, False])
+async def test_whatever_was_done_to_an_input_is_undone(
+    cas: Cas, tmp_path: Path, watch: FolderWatch, watched: bool
+) -> None:
+    # WORKERS 8.14: the folder's inode stays.
+    root = InputRoot(tmp_path / "root", cas.blobs, watch=watch if watched else None)
+    names = ("write", "replace", "remove", "mode", "mapped", "untouched")
+    tree = await cas.tree({"d": dict.fromkeys(names, b"text")})
+    await root.lay_out(tree)
+    inode = root.folder.stat().st_ino
+    untouched = facts(root.folder / "d/untouched")
+    for _ in range(3):
+        await root.clean()
+        await root.lay_out(tree)
+        folder = root.folder / "d"
+        (folder / "replace").unlink()
+        (folder / "replace").write_text("TEXT")
+        with (folder / "write").open("r+") as text:
+            text.write("TEXT")
+        with (folder / "mapped").open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+            memory[:] = b"TEXT"
+        (folder / "mode").chmod(0o600)
+        (folder / "remove").unlink()
+        await root.clean()
+        await root.lay_out(tree)
+        assert listed(root) == {f"d/{name}": "text" for name in names}
+        assert (folder / "mode").stat().st_mode & 0o777 == 0o644
+    # Alone, with nothing in its folder to tell of it.
+    for _ in range(2):
+        await root.clean()
+        await root.lay_out(tree)
+        descriptor = os.open(root.folder / "d/write", os.O_WRONLY)
+        os.pwrite(descriptor, b"T", 0)
+        os.close(descriptor)
+        await root.clean()
+        await root.lay_out(tree)
+        assert listed(root)["d/write"] == "text"
+    assert root.folder.stat().st_ino == inode
+    assert facts(root.folder / "d/untouched") == untouched
+
+
+def test_a_watch_tells_what_was_touched_since_it_was_looked_at(
+    tmp_path: Path, watch: FolderWatch
+) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    numbers = []
+    for folder in folders:
+        folder.mkdir()
+        (folder / "file").touch()
+        descriptor = os.open(folder, os.O_RDONLY)
+        numbers.append(watch.add(descriptor))
+        os.close(descriptor)
+    assert all(map(watch.is_untouched, numbers))
+    (folders[0] / "file").write_text("x")
+    (folders[1] / "file").unlink()
+    watch.refresh()
+    assert list(map(watch.is_untouched, numbers)) == [False, False, True]
+    assert not watch.is_untouched(0)
+    watch.close()
+    assert not any(map(watch.is_untouched, numbers))

@@ -378,9 +378,9 @@ async def test_a_storm_leaks_neither_processes_nor_places(workshop: Workshop) ->
                 except Exception:  # noqa: BLE001  # whatever it fails of, nothing may be lost
                     return
 
-        while len(started) < 8:
+        while len(started) < 5:
             async with trio.open_nursery() as nursery:
-                for _ in range(60):
+                for _ in range(40):
                     nursery.start_soon(run, chance.choice([0, 0.02, 0.1, 0.3, 0.6]))
                 nursery.start_soon(pool.measure_memory)
             started.update(pid_of(worker) for worker in workers if worker.served)

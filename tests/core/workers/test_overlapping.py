@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -230,3 +231,30 @@ async def test_one_who_gives_up_the_start_leaves_it_to_the_others(tmp_path: Path
             with trio.move_on_after(0):
                 await worker.start()
         assert json.loads((await worker.perform(request("report"))).output)["count"] == 1
+
+
+# WORKERS 8.8
+async def test_random_cancellations_mix_up_and_lose_nothing(tmp_path: Path) -> None:
+    draw = random.Random(5)
+    answered = 0
+
+    async def ask(worker: Worker[None], name: str) -> None:
+        nonlocal answered
+        for number in range(100):
+            with trio.CancelScope() as scope:
+                if draw.random() < 0.3:
+                    scope.deadline = trio.current_time() + draw.random() * 0.002
+                text = f"{name}.{number}"
+                response = await worker.perform(request("report", text))
+                assert read_report(response)["arguments"] == ["report", text]
+                answered += 1
+
+    async with open_worker(tmp_path, "--cancel=heed", multiplex=True, cancellable=True) as worker:
+        pid = await pid_of(worker)
+        async with trio.open_nursery() as nursery:
+            for name in "abcdefgh":
+                nursery.start_soon(ask, worker, name)
+        assert await worker.recover()
+        assert not worker.recovering
+        assert worker.served >= answered >= 400
+        assert await pid_of(worker) == pid

@@ -153,7 +153,8 @@ class Worker(Generic[FolderT]):
         worker is told by a cancel request (PWK-15), and `recover` waits for its answer; any other
         is of no more use, although a multiplex one goes on with the requests that it has.
         """
-        await self.start()
+        if self._conversation is None:
+            await self.start()
         assert self._conversation is not None, "it has started"
         try:
             return await self._conversation.ask(request)

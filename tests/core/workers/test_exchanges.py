@@ -350,6 +350,16 @@ def test_a_second_answer_to_a_cancelled_request_harms_no_other() -> None:
     assert table.fault().kind is FaultKind.REPEATED_ID
 
 
+def test_a_second_answer_to_a_cancelled_request_may_come_in_pieces() -> None:
+    table = Table()
+    (asked,) = table.ask()
+    table.exchanges.give_up(asked)
+    table.exchanges.next_frame()
+    table.exchanges.hear(frame(1, "empty") + frame(1, "late")[:3])
+    table.exchanges.hear(frame(1, "late")[3:])
+    assert table.exchanges.usable
+
+
 def test_a_second_answer_where_the_first_said_cancelled_is_refused() -> None:
     table = Table()
     (asked,) = table.ask()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ import pytest
 import trio
 import trio.testing
 
-from stoker.errors import ProgramNotStarted
+from stoker.errors import ProgramNotStarted, StokerError
 from stoker.execution.input_root import InputRoot
 from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
-from stoker.workers.failure import WorkerFailed
+from stoker.spi import ExecutionStrategy, Exit, Process, ProcessSpec
+from stoker.workers.failure import FaultKind, WorkerFailed
 from stoker.workers.worker import Worker
 
+from .alone import open_worker, request
 from .workshop import Workshop, is_alive, read_report, wait_until_gone
 
 
@@ -89,6 +93,7 @@ async def test_a_response_of_no_bytes_is_a_success(workshop: Workshop) -> None:
         assert await workshop.run(pool, await workshop.work("nothing")) == WorkResponse()
 
 
+# WORKERS 8.10, as are answers without one above
 async def test_a_newline_after_the_answer_is_no_answer(workshop: Workshop) -> None:
     options: dict[str, Any] = {"startup": ["--json"], "protocol": "json"}
     async with workshop.pool() as pool:
@@ -106,9 +111,11 @@ async def test_a_worker_may_answer_before_it_has_read_all(workshop: Workshop) ->
     assert response.output == "e" * 1_000_000
 
 
+# WORKERS 8.6, PWK-10
 async def test_death_in_mid_request_is_told_with_status_and_last_words(workshop: Workshop) -> None:
     failure = await failure_of(workshop, "die", "3")
     assert failure.reason == "exited with status 3 before it answered"
+    assert failure.kind is FaultKind.DIED
     assert failure.exit is not None
     assert (failure.exit.code, failure.exit.signal) == (3, None)
     assert not failure.answered
@@ -116,6 +123,7 @@ async def test_death_in_mid_request_is_told_with_status_and_last_words(workshop:
     assert "dying words" in str(failure)
 
 
+# WORKERS 8.12
 async def test_death_by_signal_is_told_with_its_name(workshop: Workshop) -> None:
     failure = await failure_of(workshop, "kill-itself")
     assert failure.reason == "was ended by signal 9 (SIGKILL) before it answered"
@@ -142,7 +150,7 @@ async def test_the_answer_of_a_dying_worker_counts(workshop: Workshop) -> None:
 
 @pytest.mark.parametrize("protocol", ["proto", "json"])
 async def test_garbage_is_quoted_with_a_hint(workshop: Workshop, protocol: str) -> None:
-    # PWK-09
+    # PWK-09, WORKERS 8.11
     failure = await failure_of(workshop, "garbage", protocol=protocol, startup=[f"--{protocol}"])
     assert failure.reason.startswith("broke its protocol")
     assert "the tool may print to stdout" in failure.reason
@@ -167,6 +175,7 @@ async def test_a_cancellation_that_nobody_asked_for_is_refused(workshop: Worksho
     assert "cancelled, which nobody had asked for" in failure.reason
 
 
+# WORKERS 8.7
 async def test_a_closed_stdout_is_told_from_death(workshop: Workshop) -> None:
     failure = await failure_of(workshop, "close-stdout")
     assert failure.reason == "closed its stdout while its process lives"
@@ -279,11 +288,53 @@ async def test_a_worker_whose_start_was_abandoned_does_not_start(workshop: Works
                 await worker.start()
 
 
-async def test_a_worker_that_floods_its_stderr_is_ended(workshop: Workshop) -> None:
-    async with workshop.pool() as pool:
-        work = await workshop.work("flood-stderr", "65")
-        with pytest.raises(WorkerFailed, match="more than 67108864 bytes to its stderr") as caught:
-            await workshop.run(pool, work)
-        assert not caught.value.answered
-        assert len(caught.value.log_tail) <= 2000
-        assert (await workshop.report(pool))["count"] == 1
+class ToldProcess(Process):
+    """A real process, of which the strategy tells what no machine can be asked for in a test."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self.name = process.name
+        self.stdin, self.stdout = process.stdin, process.stdout
+
+    async def wait(self) -> Exit:
+        return (await self._process.wait())._replace(breach="out of memory: the limit is 5 bytes")
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    async def measure_memory(self) -> int | None:
+        return 4711
+
+
+class ToldStrategy(ExecutionStrategy):
+    """Gives processes as above."""
+
+    def __init__(self, strategy: ExecutionStrategy) -> None:
+        self._strategy = strategy
+
+    @asynccontextmanager
+    async def start(self, spec: ProcessSpec) -> AsyncIterator[Process]:
+        async with self._strategy.start(spec) as process:
+            yield ToldProcess(process)
+
+
+async def test_what_the_strategy_tells_of_the_process_is_passed_on(tmp_path: Path) -> None:
+    # WORKERS 8.12
+    async with open_worker(tmp_path, around=ToldStrategy) as worker:
+        assert await worker.measure_memory() is None
+        await worker.start()
+        assert await worker.measure_memory() == 4711
+        with pytest.raises(WorkerFailed) as caught:
+            await worker.perform(request("kill-itself"))
+    reason = "was ended: out of memory: the limit is 5 bytes before it answered"
+    assert caught.value.reason == worker.last_error == reason
+    assert await worker.measure_memory() is None
+
+
+async def test_why_a_worker_did_not_start_is_its_last_error(tmp_path: Path) -> None:
+    async with open_worker(tmp_path) as worker:
+        (tmp_path / "root").rename(tmp_path / "gone")
+        with pytest.raises(StokerError) as caught:
+            await worker.start()
+        assert worker.last_error == str(caught.value)
+        assert not worker.usable

@@ -22,6 +22,7 @@ STARTUP = sys.argv[1:]
 INPUT = sys.stdin.buffer
 OUTPUT = sys.stdout.buffer
 state = {"count": 0}
+held: dict[int, list[str]] = {}
 
 
 def read_varint(read: Callable[[int], bytes]) -> int | None:
@@ -56,7 +57,7 @@ def read_proto() -> dict[str, Any] | None:
         return None
     if "--eager" in STARTUP:
         write(encode(output="e" * 1_000_000))
-    request: dict[str, Any] = {"arguments": [], "inputs": [], "requestId": 0}
+    request: dict[str, Any] = {"arguments": [], "inputs": [], "requestId": 0, "cancel": False}
     for number, value in fields(INPUT.read(length)):
         if number == 1:
             request["arguments"].append(value.decode())
@@ -65,6 +66,8 @@ def read_proto() -> dict[str, Any] | None:
             request["inputs"].append([entry[1].decode(), entry[2].decode()])
         elif number == 3:
             request["requestId"] = value
+        elif number == 4:
+            request["cancel"] = bool(value)
     return request
 
 
@@ -74,7 +77,7 @@ def read_json() -> dict[str, Any] | None:
         return None
     request = json.loads(line)
     inputs = [[entry["path"], entry["digest"]] for entry in request.get("inputs", ())]
-    return {"arguments": [], "requestId": 0, **request, "inputs": inputs}
+    return {"arguments": [], "requestId": 0, "cancel": False, **request, "inputs": inputs}
 
 
 def varint(value: int) -> bytes:
@@ -174,12 +177,47 @@ def serve(request: dict[str, Any]) -> None:
         sleep_forever()
     elif command == "hang":
         sleep_forever()
+    elif command == "hold":
+        held[request["requestId"]] = rest
+    elif command == "release":
+        # The last comes first, and all in one piece.
+        answers = [encode(output=words[0], request_id=number) for number, words in held.items()]
+        held.clear()
+        write(
+            b"".join([encode(output="released", request_id=request["requestId"]), *answers[::-1]])
+        )
+    elif command == "flood-until-emptied":
+        write(encode(output=json.dumps(flood(int(rest[0]))), request_id=request["requestId"]))
     elif command == "large":
         write(encode(output="x" * int(rest[0])))
     elif command == "child-keeps-stdout":
         child = subprocess.Popen([sys.executable, "-ISc", "import signal; signal.pause()"])
         Path(rest[0]).write_text(str(child.pid))
         os._exit(5)
+
+
+def flood(times: int) -> dict[str, int]:
+    """Write to stderr until that was emptied so often by somebody else."""
+    written = emptied = size = largest = 0
+    while emptied < times:
+        written += os.write(2, b"x" * 1_000_000)
+        last, size = size, os.fstat(2).st_size
+        emptied += size < last
+        largest = max(largest, size)
+    os.write(2, b"the end")
+    return {"written": written, "emptied": emptied, "largest": largest}
+
+
+def cancel(request: dict[str, Any]) -> None:
+    """Heed a cancel request as the start-up arguments say; pass over it where they say nothing."""
+    number = request["requestId"]
+    if "--cancel=never-mind" in STARTUP:
+        serve({**request, "arguments": []})  # as if it were any other request
+    elif number in held and "--cancel=finish" in STARTUP:
+        write(encode(output=held.pop(number)[0], request_id=number))
+    elif number in held and "--cancel=heed" in STARTUP:
+        del held[number]
+        write(encode(request_id=number, cancelled=True))
 
 
 def leave_word(argument: str) -> None:
@@ -204,10 +242,16 @@ def main() -> None:
         write(
             b"Welcome to the tool, version 1.2.3, made for you with care and with diligence!\n" * 2
         )
+    for argument in STARTUP:
+        if argument.startswith("--gate="):
+            Path(argument.partition("=")[2]).read_bytes()
     while True:
         request = read_json() if "--json" in STARTUP else read_proto()
         if request is None:
             break
+        if request["cancel"]:
+            cancel(request)
+            continue
         state["count"] += 1
         if "--eager" not in STARTUP:
             serve(request)

@@ -26,6 +26,8 @@ _log = structlog.get_logger(__name__)
 
 NOT_STARTED = "no process"
 
+_WISHES = {FaultKind.STOPPED, FaultKind.ABANDONED}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerMachinery:
@@ -64,8 +66,6 @@ class Worker(Generic[FolderT]):
         """Whether this is its first lease."""
         self.process_name = NOT_STARTED
         """Such as ``process 4711``."""
-        self.last_error = ""
-        """What has ended it, unless the server wished so."""
         self.spec = spec
         """What its process is started with."""
         self._machinery = machinery
@@ -80,6 +80,7 @@ class Worker(Generic[FolderT]):
         self._waiting_for_start = 0
         self._settled = trio.Event()  # whether it could be started is known
         self._start_error: Exception | None = None
+        self._end_error: Exception | None = None
         self._process: Process | None = None
         self._conversation: Conversation | None = None
         # Shielded: it is ended by its pool, which knows when to be polite.
@@ -90,6 +91,15 @@ class Worker(Generic[FolderT]):
     def served(self) -> int:
         """How many requests it has answered, those among them that were cancelled too."""
         return self._exchanges.served
+
+    @property
+    def last_error(self) -> str:
+        """What has ended it, or has gone wrong in starting or ending it; empty where it was the
+        server's wish."""
+        fault = self._exchanges.fault
+        if fault is not None and fault.kind not in _WISHES:
+            return fault.reason
+        return str(self._start_error or self._end_error or "")
 
     @property
     def usable(self) -> bool:
@@ -142,7 +152,8 @@ class Worker(Generic[FolderT]):
         worker is told by a cancel request (PWK-15), and `recover` waits for its answer; any other
         is of no more use, although a multiplex one goes on with the requests that it has.
         """
-        await self.start()
+        if self._conversation is None:
+            await self.start()
         assert self._conversation is not None, "it has started"
         try:
             return await self._conversation.ask(request)
@@ -219,18 +230,13 @@ class Worker(Generic[FolderT]):
         self._settled.set()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_log, conversation)
-            await self._serve(conversation)
+            with self._service:
+                await conversation.listen()
             on_leaving()
-            if self._service.cancelled_caught:
+            # One that is at fault is killed: there is nothing to wait for.
+            if conversation.fault is STOPPED:
                 await self._part(process)
             nursery.cancel_scope.cancel()
-
-    async def _serve(self, conversation: Conversation) -> None:
-        with self._service:
-            await conversation.listen()
-        fault = conversation.fault
-        if fault is not None and fault.kind is not FaultKind.STOPPED:
-            self.last_error = fault.reason
 
     async def _keep_log(self, conversation: Conversation) -> None:
         """Nobody reads the log before the worker fails, and it would fill the disk."""
@@ -251,10 +257,11 @@ class Worker(Generic[FolderT]):
             await process.wait()
 
     def _note(self, error: Exception) -> None:
-        self.last_error = str(error)
         if not self._settled.is_set():
             self._start_error = error
-        elif isinstance(error, StokerError):
+            return
+        self._end_error = error
+        if isinstance(error, StokerError):
             _log.warning("worker not ended cleanly", worker=self.name, reason=str(error))
         else:
             _log.error("worker ended by a bug", worker=self.name, exc_info=error)

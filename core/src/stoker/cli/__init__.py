@@ -22,7 +22,7 @@ from stoker import __version__
 from stoker.errors import ConfigurationError, StokerError, sole_cause
 from stoker.rpc import RpcError
 
-COMMANDS = ("serve", "init", "check", "config", "plugins", "run", "cas", "ac")
+COMMANDS = ("serve", "init", "check", "config", "plugins", "run", "workers", "cas", "ac")
 
 
 class _Commands(click.Group):

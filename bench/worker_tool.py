@@ -1,4 +1,4 @@
-"""A persistent worker that answers at once, or after as long as ``--takes=SECONDS`` says.
+"""A tool that does nothing, alone or as a persistent worker that answers at once.
 
 It reads a request whole and says that all went well. It speaks Bazel's protocol in its proto form:
 each message follows its length, a varint. It is the input of actions, so it uses nothing but
@@ -6,7 +6,6 @@ Python.
 """
 
 import sys
-import time
 
 
 def read_length() -> int:
@@ -19,15 +18,8 @@ def read_length() -> int:
     sys.exit(0)
 
 
-takes_seconds = 0.0
-for argument in sys.argv[1:]:
-    if argument.startswith("--takes="):
-        takes_seconds = float(argument.partition("=")[2])
-
-while True:
+while "--persistent_worker" in sys.argv:
     sys.stdin.buffer.read(read_length())
-    if takes_seconds:
-        time.sleep(takes_seconds)
     # An empty WorkResponse: exit code 0, no output.
     sys.stdout.buffer.write(b"\0")
     sys.stdout.buffer.flush()

@@ -28,7 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workers": GROUND | {"spi", "storage"},
     "execution": GROUND | {"spi", "storage", "workers"},
     "scheduler": GROUND | {"spi", "storage"},
-    "frontend": GROUND | {"spi", "storage", "scheduler", "rpc", "__init__"},
+    "frontend": GROUND | {"spi", "storage", "scheduler", "workers", "rpc", "__init__"},
+    "web": {"errors", "scheduler", "workers"},
     "client": GROUND | {"rpc", "storage", "spi", "__init__"},
     # what knows them all
     # The client is also what makes another server a store of this one.
@@ -41,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tls": {"config", "errors", "rpc"},
     "compose": GROUND
     | {"spi", "plugins", "tables", "tls", "config", "rpc", "frontend", "scheduler", "execution"}
-    | {"storage", "workers", "machine"},
+    | {"storage", "workers", "machine", "web"},
     "testing": GROUND | {"spi", "compose", "config", "plugins", "rpc", "storage"},
     "cli": GROUND
     | {"spi", "compose", "config", "plugins", "tables", "tls", "client", "rpc", "__init__"}

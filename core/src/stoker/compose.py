@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,9 @@ from stoker.storage.completeness import CompleteActionCache
 from stoker.storage.verifying import VerifyingBlobStore
 from stoker.tables import references
 from stoker.tls import load_tls
+from stoker.web.metrics import ServerMetrics
+from stoker.web.server import open_metrics
+from stoker.workers.report import PoolReport
 
 log = structlog.get_logger(__name__)
 
@@ -96,7 +99,9 @@ class Services:
             cache_failures=table.cache_failures,
         )
 
-    def admin(self, configuration: Configuration) -> AdminService:
+    def admin(
+        self, configuration: Configuration, pools: Mapping[str, Callable[[], PoolReport]]
+    ) -> AdminService:
         """The admin service, over all that stand on no other service: the rest is made of them."""
         leaves: dict[str, dict[str, object]] = _no_services()
         for name, (_, settings) in configuration.services.items():
@@ -105,6 +110,7 @@ class Services:
         return AdminService(
             cast("Mapping[str, ActionCache]", leaves["action_caches"]),
             cast("Mapping[str, BlobStore]", leaves["blob_stores"]),
+            pools,
         )
 
     def enclosed(self, table: ExecutorTable) -> Enclosed:
@@ -218,6 +224,7 @@ async def open_server(
             await stack.enter_async_context(_open_executor(name, configuration, services))
             for name in _used_executors(configuration)
         ]
+        pools = {executor.name: executor.workers.report for executor in executors}
         # After the executors, so that no slot works on one that is being closed.
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
@@ -228,9 +235,14 @@ async def open_server(
         server = _rpc_server(Instances(instances), scheduler, health)
         addresses = tuple(_listen(server, configuration))
         await nursery.start(server.serve)
-        admin = Server([services.admin(configuration).service()], translate_error=translate)
+        admin = Server([services.admin(configuration, pools).service()], translate_error=translate)
         if _listen_admin(admin, configuration.admin_socket):
             await nursery.start(admin.serve)
+        if listen := configuration.server.metrics_listen:
+            address = await stack.enter_async_context(
+                open_metrics(listen, ServerMetrics(scheduler, pools))
+            )
+            log.info("metrics are served", address=f"http://{address}/metrics")
         for name in ("", *_SERVED):
             health.set_serving(name, serving=True)
         try:

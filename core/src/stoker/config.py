@@ -57,6 +57,9 @@ class ServerTable(Settings, frozen=True):
     """PEM file of its private key."""
     tls_client_ca: PathText | None = None
     """PEM file of the authorities whose clients are let in; others are turned away."""
+    metrics_listen: PathText | None = None
+    """An address, as host:port, for metrics in Prometheus's format at ``/metrics``, over plain
+    HTTP; unset for none."""
     drain_seconds: Seconds = 20.0
     """How long a server that is told to stop lets calls end by themselves."""
     state_directory: PathText = "stoker-state"
@@ -401,6 +404,10 @@ class _Check:
             self._problems.append("[server] tls_certificate and tls_key go together")
         if server.tls_client_ca is not None and not tls:
             self._problems.append("[server] tls_client_ca needs tls_certificate and tls_key")
+        if (metrics := server.metrics_listen) and (
+            metrics.startswith("unix:") or _bad_address(metrics)
+        ):
+            self._problems.append(f"[server] metrics_listen: {metrics!r} is not host:port")
         for address in server.listen:
             if reason := _bad_address(address):
                 self._problems.append(f"[server] listen: {address!r} {reason}")

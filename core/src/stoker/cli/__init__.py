@@ -22,7 +22,18 @@ from stoker import __version__
 from stoker.errors import ConfigurationError, StokerError, sole_cause
 from stoker.rpc import RpcError
 
-COMMANDS = ("serve", "init", "check", "config", "plugins", "run", "cas", "ac", "worker-check")
+COMMANDS = (
+    "serve",
+    "init",
+    "check",
+    "config",
+    "plugins",
+    "run",
+    "workers",
+    "cas",
+    "ac",
+    "worker-check",
+)
 
 
 class _Commands(click.Group):

@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from stoker.errors import InvalidRequest, Unsupported
 from stoker.frontend.provenance import read_provenance
+from stoker.frontend.worker_status import executor_workers
 from stoker.protos import admin_pb2 as admin
 from stoker.protos.provenance_pb2 import Provenance
 from stoker.rpc import ServerCall, Service, unary_stream
 from stoker.spi import ActionCache, ActionKey, ActionResult, BlobStore
+from stoker.workers.report import PoolReport
 
 _KEYS_PER_REMOVAL = 256
 _BLOBS_PER_PROGRESS = 1000
@@ -21,13 +23,17 @@ Visit = Callable[[ActionKey, admin.ListedResult], Awaitable[None]]
 
 
 class AdminService:
-    """Looks after caches and stores, by the names of their tables."""
+    """Looks after caches, stores and executors, by the names of their tables."""
 
     def __init__(
-        self, action_caches: Mapping[str, ActionCache], blob_stores: Mapping[str, BlobStore]
+        self,
+        action_caches: Mapping[str, ActionCache],
+        blob_stores: Mapping[str, BlobStore],
+        pools: Mapping[str, Callable[[], PoolReport]] | None = None,
     ) -> None:
         self._action_caches = action_caches
         self._blob_stores = blob_stores
+        self._pools = pools or {}
 
     def service(self) -> Service:
         return Service(
@@ -40,6 +46,9 @@ class AdminService:
                     self.purge_results, admin.PurgeResultsRequest, admin.ListedResult
                 ),
                 "Scrub": unary_stream(self.scrub, admin.ScrubRequest, admin.ScrubProgress),
+                "ListWorkers": unary_stream(
+                    self.list_workers, admin.ListWorkersRequest, admin.ExecutorWorkers
+                ),
             },
         )
 
@@ -95,6 +104,17 @@ class AdminService:
             await call.send(admin.ScrubProgress(blob_store=name, problem=str(error), done=True))
         else:
             await call.send(admin.ScrubProgress(blob_store=name, checked=checked, done=True))
+
+    # --- workers
+
+    async def list_workers(self, request: admin.ListWorkersRequest, call: ServerCall) -> None:
+        names = list(request.executors) or list(self._pools)
+        for name in names:
+            if name not in self._pools:
+                known = ", ".join(map(repr, self._pools)) or "none"
+                raise InvalidRequest(f"there is no executor {name!r} in use; there are: {known}")
+        for name in names:
+            await call.send(executor_workers(name, self._pools[name]()))
 
 
 class _Removal:

@@ -26,13 +26,19 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from stoker.protos import provenance_pb2 as stoker_dot_protos_dot_provenance__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19stoker/protos/admin.proto\x12\x0fstoker.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1estoker/protos/provenance.proto\"\x9a\x02\n\x0cResultFilter\x12\x1a\n\rinstance_name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x0b\x61\x63tion_hash\x18\x02 \x01(\t\x12\x11\n\ttool_name\x18\x03 \x01(\t\x12\x1a\n\x12tool_invocation_id\x18\x04 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x05 \x01(\t\x12\x32\n\x0ewritten_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rwritten_after\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04peer\x18\x08 \x01(\t\x12\x11\n\tprincipal\x18\t \x01(\tB\x10\n\x0e_instance_name\"C\n\x12ListResultsRequest\x12-\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x1d.stoker.admin.v1.ResultFilter\"b\n\x13PurgeResultsRequest\x12-\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x1d.stoker.admin.v1.ResultFilter\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\"\xd3\x01\n\x0cListedResult\x12\x14\n\x0c\x61\x63tion_cache\x18\x01 \x01(\t\x12\x0f\n\x07trouble\x18\x02 \x01(\t\x12\x15\n\rinstance_name\x18\x03 \x01(\t\x12\x17\n\x0f\x64igest_function\x18\x04 \x01(\t\x12\x13\n\x0b\x61\x63tion_hash\x18\x05 \x01(\t\x12\x19\n\x11\x61\x63tion_size_bytes\x18\x06 \x01(\x03\x12\x11\n\texit_code\x18\x07 \x01(\x05\x12)\n\nprovenance\x18\x08 \x01(\x0b\x32\x15.stoker.v1.Provenance\"#\n\x0cScrubRequest\x12\x13\n\x0b\x62lob_stores\x18\x01 \x03(\t\"c\n\rScrubProgress\x12\x12\n\nblob_store\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12\x0f\n\x07\x63hecked\x18\x04 \x01(\x04\x12\x0c\n\x04\x64one\x18\x05 \x01(\x08\x32\xfd\x01\n\x05\x41\x64min\x12S\n\x0bListResults\x12#.stoker.admin.v1.ListResultsRequest\x1a\x1d.stoker.admin.v1.ListedResult0\x01\x12U\n\x0cPurgeResults\x12$.stoker.admin.v1.PurgeResultsRequest\x1a\x1d.stoker.admin.v1.ListedResult0\x01\x12H\n\x05Scrub\x12\x1d.stoker.admin.v1.ScrubRequest\x1a\x1e.stoker.admin.v1.ScrubProgress0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19stoker/protos/admin.proto\x12\x0fstoker.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1estoker/protos/provenance.proto\"\x9a\x02\n\x0cResultFilter\x12\x1a\n\rinstance_name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x0b\x61\x63tion_hash\x18\x02 \x01(\t\x12\x11\n\ttool_name\x18\x03 \x01(\t\x12\x1a\n\x12tool_invocation_id\x18\x04 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x05 \x01(\t\x12\x32\n\x0ewritten_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rwritten_after\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04peer\x18\x08 \x01(\t\x12\x11\n\tprincipal\x18\t \x01(\tB\x10\n\x0e_instance_name\"C\n\x12ListResultsRequest\x12-\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x1d.stoker.admin.v1.ResultFilter\"b\n\x13PurgeResultsRequest\x12-\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x1d.stoker.admin.v1.ResultFilter\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\"\xd3\x01\n\x0cListedResult\x12\x14\n\x0c\x61\x63tion_cache\x18\x01 \x01(\t\x12\x0f\n\x07trouble\x18\x02 \x01(\t\x12\x15\n\rinstance_name\x18\x03 \x01(\t\x12\x17\n\x0f\x64igest_function\x18\x04 \x01(\t\x12\x13\n\x0b\x61\x63tion_hash\x18\x05 \x01(\t\x12\x19\n\x11\x61\x63tion_size_bytes\x18\x06 \x01(\x03\x12\x11\n\texit_code\x18\x07 \x01(\x05\x12)\n\nprovenance\x18\x08 \x01(\x0b\x32\x15.stoker.v1.Provenance\"#\n\x0cScrubRequest\x12\x13\n\x0b\x62lob_stores\x18\x01 \x03(\t\"c\n\rScrubProgress\x12\x12\n\nblob_store\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12\x0f\n\x07\x63hecked\x18\x04 \x01(\x04\x12\x0c\n\x04\x64one\x18\x05 \x01(\x08\"\'\n\x12ListWorkersRequest\x12\x11\n\texecutors\x18\x01 \x03(\t\"\xce\x03\n\x0f\x45xecutorWorkers\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x13\n\x0bmax_workers\x18\x02 \x01(\r\x12\x0e\n\x06places\x18\x03 \x01(\r\x12\x0f\n\x07waiting\x18\x04 \x01(\r\x12\x19\n\x0cmemory_bytes\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x1d\n\x10max_memory_bytes\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x0c\n\x04hits\x18\x07 \x01(\x04\x12<\n\x06misses\x18\x08 \x03(\x0b\x32,.stoker.admin.v1.ExecutorWorkers.MissesEntry\x12:\n\x05\x65nded\x18\t \x03(\x0b\x32+.stoker.admin.v1.ExecutorWorkers.EndedEntry\x12.\n\x04keys\x18\n \x03(\x0b\x32 .stoker.admin.v1.WorkerKeyStatus\x1a-\n\x0bMissesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a,\n\nEndedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x0f\n\r_memory_bytesB\x13\n\x11_max_memory_bytes\"\xa6\x03\n\x0fWorkerKeyStatus\x12\x10\n\x08mnemonic\x18\x01 \x01(\t\x12\x15\n\rinstance_name\x18\x02 \x01(\t\x12\x0c\n\x04silo\x18\x03 \x01(\t\x12\x10\n\x08protocol\x18\x04 \x01(\t\x12\x0c\n\x04mode\x18\x05 \x01(\t\x12\x0c\n\x04\x61rgv\x18\x06 \x03(\t\x12\x19\n\x11working_directory\x18\x07 \x01(\t\x12\r\n\x05tools\x18\x08 \x01(\t\x12\x14\n\x0csurroundings\x18\t \x01(\t\x12\x0f\n\x07waiting\x18\n \x01(\r\x12\x0c\n\x04hits\x18\x0b \x01(\x04\x12<\n\x06misses\x18\x0c \x03(\x0b\x32,.stoker.admin.v1.WorkerKeyStatus.MissesEntry\x12\x1e\n\x16nearest_key_differs_in\x18\r \x03(\t\x12\x12\n\nlast_error\x18\x0e \x01(\t\x12.\n\x07workers\x18\x0f \x03(\x0b\x32\x1d.stoker.admin.v1.WorkerStatus\x1a-\n\x0bMissesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xc3\x01\n\x0cWorkerStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07process\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\tin_flight\x18\x04 \x01(\r\x12\x0e\n\x06served\x18\x05 \x01(\x04\x12\x19\n\x0cmemory_bytes\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0b\x61ge_seconds\x18\x07 \x01(\x01\x12\x14\n\x0cidle_seconds\x18\x08 \x01(\x01\x12\x0b\n\x03log\x18\t \x01(\tB\x0f\n\r_memory_bytes2\xd5\x02\n\x05\x41\x64min\x12S\n\x0bListResults\x12#.stoker.admin.v1.ListResultsRequest\x1a\x1d.stoker.admin.v1.ListedResult0\x01\x12U\n\x0cPurgeResults\x12$.stoker.admin.v1.PurgeResultsRequest\x1a\x1d.stoker.admin.v1.ListedResult0\x01\x12H\n\x05Scrub\x12\x1d.stoker.admin.v1.ScrubRequest\x1a\x1e.stoker.admin.v1.ScrubProgress0\x01\x12V\n\x0bListWorkers\x12#.stoker.admin.v1.ListWorkersRequest\x1a .stoker.admin.v1.ExecutorWorkers0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stoker.protos.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_EXECUTORWORKERS_MISSESENTRY']._loaded_options = None
+  _globals['_EXECUTORWORKERS_MISSESENTRY']._serialized_options = b'8\001'
+  _globals['_EXECUTORWORKERS_ENDEDENTRY']._loaded_options = None
+  _globals['_EXECUTORWORKERS_ENDEDENTRY']._serialized_options = b'8\001'
+  _globals['_WORKERKEYSTATUS_MISSESENTRY']._loaded_options = None
+  _globals['_WORKERKEYSTATUS_MISSESENTRY']._serialized_options = b'8\001'
   _globals['_RESULTFILTER']._serialized_start=112
   _globals['_RESULTFILTER']._serialized_end=394
   _globals['_LISTRESULTSREQUEST']._serialized_start=396
@@ -45,6 +51,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCRUBREQUEST']._serialized_end=814
   _globals['_SCRUBPROGRESS']._serialized_start=816
   _globals['_SCRUBPROGRESS']._serialized_end=915
-  _globals['_ADMIN']._serialized_start=918
-  _globals['_ADMIN']._serialized_end=1171
+  _globals['_LISTWORKERSREQUEST']._serialized_start=917
+  _globals['_LISTWORKERSREQUEST']._serialized_end=956
+  _globals['_EXECUTORWORKERS']._serialized_start=959
+  _globals['_EXECUTORWORKERS']._serialized_end=1421
+  _globals['_EXECUTORWORKERS_MISSESENTRY']._serialized_start=1292
+  _globals['_EXECUTORWORKERS_MISSESENTRY']._serialized_end=1337
+  _globals['_EXECUTORWORKERS_ENDEDENTRY']._serialized_start=1339
+  _globals['_EXECUTORWORKERS_ENDEDENTRY']._serialized_end=1383
+  _globals['_WORKERKEYSTATUS']._serialized_start=1424
+  _globals['_WORKERKEYSTATUS']._serialized_end=1846
+  _globals['_WORKERKEYSTATUS_MISSESENTRY']._serialized_start=1292
+  _globals['_WORKERKEYSTATUS_MISSESENTRY']._serialized_end=1337
+  _globals['_WORKERSTATUS']._serialized_start=1849
+  _globals['_WORKERSTATUS']._serialized_end=2044
+  _globals['_ADMIN']._serialized_start=2047
+  _globals['_ADMIN']._serialized_end=2388
 # @@protoc_insertion_point(module_scope)

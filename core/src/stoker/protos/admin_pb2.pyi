@@ -221,3 +221,269 @@ class ScrubProgress(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScrubProgress: _TypeAlias = ScrubProgress  # noqa: Y015
+
+@_typing.final
+class ListWorkersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def executors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All executors unless given."""
+
+    def __init__(
+        self,
+        *,
+        executors: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executors", b"executors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWorkersRequest: _TypeAlias = ListWorkersRequest  # noqa: Y015
+
+@_typing.final
+class ExecutorWorkers(_message.Message):
+    """Counts are since the server began."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MissesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class EndedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    EXECUTOR_FIELD_NUMBER: _builtins.int
+    MAX_WORKERS_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    MISSES_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    executor: _builtins.str
+    max_workers: _builtins.int
+    places: _builtins.int
+    """Processes that are there, or begin or end."""
+    waiting: _builtins.int
+    """Actions that wait for a worker."""
+    memory_bytes: _builtins.int
+    """What all workers used together when that was measured last. Unset where it cannot be."""
+    max_memory_bytes: _builtins.int
+    hits: _builtins.int
+    """Actions that got a warm worker."""
+    @_builtins.property
+    def misses(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Actions that a worker was started for, by the reason."""
+
+    @_builtins.property
+    def ended(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Workers that have ended, by the reason."""
+
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerKeyStatus]: ...
+    def __init__(
+        self,
+        *,
+        executor: _builtins.str = ...,
+        max_workers: _builtins.int = ...,
+        places: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        memory_bytes: _builtins.int | None = ...,
+        max_memory_bytes: _builtins.int | None = ...,
+        hits: _builtins.int = ...,
+        misses: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        ended: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        keys: _abc.Iterable[Global___WorkerKeyStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_memory_bytes", b"_max_memory_bytes", "_memory_bytes", b"_memory_bytes", "max_memory_bytes", b"max_memory_bytes", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_memory_bytes", b"_max_memory_bytes", "_memory_bytes", b"_memory_bytes", "ended", b"ended", "executor", b"executor", "hits", b"hits", "keys", b"keys", "max_memory_bytes", b"max_memory_bytes", "max_workers", b"max_workers", "memory_bytes", b"memory_bytes", "misses", b"misses", "places", b"places", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_memory_bytes: _TypeAlias = _typing.Literal["max_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_memory_bytes: _TypeAlias = _typing.Literal["_max_memory_bytes", b"_max_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_memory_bytes) -> _WhichOneofReturnType__max_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
+
+Global___ExecutorWorkers: _TypeAlias = ExecutorWorkers  # noqa: Y015
+
+@_typing.final
+class WorkerKeyStatus(_message.Message):
+    """The workers that are interchangeable, and what actions of their key met with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MissesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MNEMONIC_FIELD_NUMBER: _builtins.int
+    INSTANCE_NAME_FIELD_NUMBER: _builtins.int
+    SILO_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    ARGV_FIELD_NUMBER: _builtins.int
+    WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    SURROUNDINGS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    MISSES_FIELD_NUMBER: _builtins.int
+    NEAREST_KEY_DIFFERS_IN_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    mnemonic: _builtins.str
+    instance_name: _builtins.str
+    silo: _builtins.str
+    protocol: _builtins.str
+    mode: _builtins.str
+    working_directory: _builtins.str
+    tools: _builtins.str
+    """The hash of the tool's files."""
+    surroundings: _builtins.str
+    waiting: _builtins.int
+    hits: _builtins.int
+    last_error: _builtins.str
+    @_builtins.property
+    def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def misses(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def nearest_key_differs_in(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In which components the nearest other key differed when this one was new."""
+
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStatus]: ...
+    def __init__(
+        self,
+        *,
+        mnemonic: _builtins.str = ...,
+        instance_name: _builtins.str = ...,
+        silo: _builtins.str = ...,
+        protocol: _builtins.str = ...,
+        mode: _builtins.str = ...,
+        argv: _abc.Iterable[_builtins.str] | None = ...,
+        working_directory: _builtins.str = ...,
+        tools: _builtins.str = ...,
+        surroundings: _builtins.str = ...,
+        waiting: _builtins.int = ...,
+        hits: _builtins.int = ...,
+        misses: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        nearest_key_differs_in: _abc.Iterable[_builtins.str] | None = ...,
+        last_error: _builtins.str = ...,
+        workers: _abc.Iterable[Global___WorkerStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "hits", b"hits", "instance_name", b"instance_name", "last_error", b"last_error", "misses", b"misses", "mnemonic", b"mnemonic", "mode", b"mode", "nearest_key_differs_in", b"nearest_key_differs_in", "protocol", b"protocol", "silo", b"silo", "surroundings", b"surroundings", "tools", b"tools", "waiting", b"waiting", "workers", b"workers", "working_directory", b"working_directory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerKeyStatus: _TypeAlias = WorkerKeyStatus  # noqa: Y015
+
+@_typing.final
+class WorkerStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    IDLE_SECONDS_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    process: _builtins.str
+    """Such as "process 4711"."""
+    state: _builtins.str
+    """starting, idle, busy, recovering or ending."""
+    in_flight: _builtins.int
+    served: _builtins.int
+    memory_bytes: _builtins.int
+    age_seconds: _builtins.float
+    idle_seconds: _builtins.float
+    log: _builtins.str
+    """The file on the server that its stderr goes to."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        process: _builtins.str = ...,
+        state: _builtins.str = ...,
+        in_flight: _builtins.int = ...,
+        served: _builtins.int = ...,
+        memory_bytes: _builtins.int | None = ...,
+        age_seconds: _builtins.float = ...,
+        idle_seconds: _builtins.float = ...,
+        log: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "age_seconds", b"age_seconds", "idle_seconds", b"idle_seconds", "in_flight", b"in_flight", "log", b"log", "memory_bytes", b"memory_bytes", "name", b"name", "process", b"process", "served", b"served", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
+
+Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015

@@ -1,0 +1,1 @@
+"""What the server tells over plain HTTP: metrics, for those who watch it."""

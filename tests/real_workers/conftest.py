@@ -17,6 +17,12 @@ from .workbench import Workbench
 
 FoundT = TypeVar("FoundT")
 
+# One of them takes no notice when its stdin ends.
+CONFIGURATION = f"""{LOCAL}
+[executors.local.workers]
+shutdown_grace_seconds = 1.0
+"""
+
 
 def found_or_skipped(find: Callable[[], FoundT]) -> FoundT:
     """What `find` finds. Where all are to be there, as in CI, an absent one is a failure."""
@@ -56,7 +62,7 @@ def java_builder(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with open_server_process(tmp_path_factory.mktemp("server"), LOCAL) as opened:
+    with open_server_process(tmp_path_factory.mktemp("server"), CONFIGURATION) as opened:
         yield opened
 
 

@@ -5,36 +5,9 @@ from __future__ import annotations
 import io
 import zipfile
 
-from ..end_to_end.actions import Tree
+from .projects import DOOR, GREETER, library
+from .projects import LIBRARY_OUTPUTS as OUTPUTS
 from .workbench import Workbench
-
-OUTPUTS = ["out/library.jar", "out/library.jdeps"]
-
-GREETER = b"""package shop;
-public class Greeter {
-    public record Guest(String name) {}
-    public String greet(Guest guest) { return "Hello, " + guest.name(); }
-}
-"""
-
-DOOR = b"""package shop;
-public final class Door extends Greeter {
-    public static void main(String[] names) {
-        for (String name : names) System.out.println(new Door().greet(new Guest(name)));
-    }
-}
-"""
-
-
-def library(**sources: bytes) -> Tree:
-    files = {f"src/shop/{name}.java": text for name, text in sources.items()}
-    flags = [
-        *("--output", OUTPUTS[0], "--output_deps_proto", OUTPUTS[1]),
-        *("--target_label", "//shop:library"),
-        *("--sources", *files),
-        *("--javacopts", "--release", "17", "-Xlint:all", "--"),
-    ]
-    return Tree({**files, "flags": "".join(f"{flag}\n" for flag in flags).encode()})
 
 
 def classes(jar: bytes) -> set[str]:

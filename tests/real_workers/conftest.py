@@ -18,9 +18,10 @@ from .workbench import Workbench
 FoundT = TypeVar("FoundT")
 
 # One of them takes no notice when its stdin ends.
-CONFIGURATION = f"""{LOCAL}
+CONFIGURATION = f"""{LOCAL.replace("slots = 2", "slots = 4")}
 [executors.local.workers]
 shutdown_grace_seconds = 1.0
+cancel_grace_seconds = 1.0
 """
 
 

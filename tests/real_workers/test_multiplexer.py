@@ -1,7 +1,7 @@
 """Bazel's ExampleWorkerMultiplexer, asked one thing at a time.
 
 It swaps its one stdout around for every request, so that several at a time without an output file
-get what belongs to others. What asks it several things at a time is in `test_together_later.py`.
+get what belongs to others. What asks it several things at a time is in `test_together.py`.
 """
 
 from __future__ import annotations

@@ -32,6 +32,12 @@ class Done:
     """What the server says of how it was run."""
     facts: Mapping[str, object]
     """What its auxiliary metadata tells."""
+    span: tuple[int, int]
+    """When it began and when it ended, in nanoseconds."""
+
+    def overlaps(self, other: Done) -> bool:
+        """Whether both were under way at the same time."""
+        return self.span[0] < other.span[1] and other.span[0] < self.span[1]
 
     @property
     def worker(self) -> str | None:
@@ -65,13 +71,14 @@ class Workbench:
         protocol: str = "proto",
         platform: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
+        timeout_seconds: int | None = None,
     ) -> Done:
         """Run `arguments` among the files of `tree` on a persistent worker."""
         asked = {"persistentWorkerKey": "any", "persistentWorkerProtocol": protocol}
         action = await self.upload(
-            arguments, tree, outputs, {**asked, **(platform or {})}, environment
+            arguments, tree, outputs, {**asked, **(platform or {})}, environment, timeout_seconds
         )
-        return await self._run(action)
+        return await self.run(action)
 
     async def run_once(
         self,
@@ -82,7 +89,7 @@ class Workbench:
         environment: Mapping[str, str] | None = None,
     ) -> Done:
         """The same in a process of its own."""
-        done = await self._run(await self.upload(arguments, tree, outputs, {}, environment))
+        done = await self.run(await self.upload(arguments, tree, outputs, {}, environment))
         assert done.worker is None
         return done
 
@@ -93,18 +100,25 @@ class Workbench:
         outputs: Sequence[str],
         platform: Mapping[str, str],
         environment: Mapping[str, str] | None = None,
+        timeout_seconds: int | None = None,
     ) -> Digest:
         """An action that is ready to be executed."""
         root, blobs = tree.blobs()
         action, own = action_blobs(
-            arguments, root, outputs=outputs, platform=platform, environment=environment
+            arguments,
+            root,
+            outputs=outputs,
+            platform=platform,
+            environment=environment,
+            timeout_seconds=timeout_seconds,
         )
         blobs |= own
         missing = await self.remote.find_missing(blobs)
         await self.remote.upload_blobs({digest: blobs[digest] for digest in missing})
         return action
 
-    async def _run(self, action: Digest) -> Done:
+    async def run(self, action: Digest) -> Done:
+        """Execute an action that is ready."""
         response = await self.remote.run(action)
         result = response.result
         assert not response.cached_result
@@ -116,6 +130,10 @@ class Workbench:
             outputs=await self._outputs(result),
             message=response.message or response.status.message,
             facts=_facts(result),
+            span=(
+                result.execution_metadata.execution_start_timestamp.ToNanoseconds(),
+                result.execution_metadata.execution_completed_timestamp.ToNanoseconds(),
+            ),
         )
 
     async def _text(self, digest: reapi.Digest) -> str:

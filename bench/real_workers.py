@@ -65,7 +65,7 @@ def measure(*, quick: bool) -> list[Row]:
 
 
 async def _measure(compiler: _Compiler, quick: bool) -> Row:
-    count, rounds, warm_up = (1, 2, 2) if quick else (4, 7, 12)
+    count, rounds, warm_up = (1, 2, 2) if quick else (2, 5, 8)
     edits = iter(range(10_000))
     with open_stoker("disk") as server:
         async with open_remote(server.address) as remote:

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from ..real_workers import programs
+
 ROOT = Path(__file__).parents[2]
+
+
+def is_there(tool: str) -> bool:
+    """Whether a program of tests/real_workers can be measured."""
+    return (programs.folder() / tool / "made-of").exists()
+
+
 ROWS = {
     "unary call": 3,
     "read": 4,
@@ -26,6 +35,9 @@ ROWS = {
     "200 outputs": 1,
     "output of": 2,
     "worker action": 3,
+    "javac": int(is_there("java-builder")),
+    "tsc_wrapped": int(is_there("npm")),
+    "Bazel compiles": int(shutil.which("bazel") is not None),
     "blobs of 4 KiB": 4,
     "blob of": 4,
     "start with": 1,

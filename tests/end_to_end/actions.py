@@ -18,6 +18,8 @@ class Tree:
     executables: set[str] = field(default_factory=set)
     links: dict[str, str] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
+    tools: set[str] = field(default_factory=set)
+    """The files that are marked as the tool's, as Bazel marks them."""
 
     def all_folders(self) -> set[str]:
         """Every folder but the root."""
@@ -35,11 +37,13 @@ class Tree:
             nodes.setdefault(folder, reapi.Directory())
         for path, data in sorted(self.files.items()):
             folder, _, name = path.rpartition("/")
-            nodes[folder].files.add(
+            node = nodes[folder].files.add(
                 name=name,
                 digest=SHA256.digest(data).to_proto(),
                 is_executable=path in self.executables,
             )
+            if path in self.tools:
+                node.node_properties.properties.add(name="bazel_tool_input")
         for path, target in sorted(self.links.items()):
             folder, _, name = path.rpartition("/")
             nodes[folder].symlinks.add(name=name, target=target)

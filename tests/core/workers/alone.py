@@ -17,6 +17,7 @@ from stoker.workers.plan import WorkerPlan
 from stoker.workers.worker import Worker, WorkerMachinery
 from stoker_exec_local import open_local
 
+from .trees import tree_of
 from .workshop import PATIENCE_SECONDS, PROTOCOLS, TOOL, is_alive
 
 MACHINERY: dict[str, Any] = {
@@ -91,7 +92,7 @@ def _plan(spec: ProcessSpec, protocol: str, *, multiplex: bool, cancellable: boo
         protocol=protocol,
         startup=spec.argv[:-1],
         flag_files=(),
-        tools=frozenset(),
+        tool_tree=tree_of({}),
         cancellable=cancellable,
     )
 

@@ -78,15 +78,16 @@ class Chaos:
 
     def __init__(self, remote: RemoteInstance, seed: int) -> None:
         self.outcomes: Counter[str] = Counter()
-        self.left = ACTIONS
+        self.begun = 0
+        self.end = ACTIONS
         self._remote = remote
         self._random = random.Random(seed)
 
     async def rage(self) -> None:
         """Actions, one after the other, until enough were run."""
-        while self.left:
-            self.left -= 1
-            await self._one(await self._upload(self.left))
+        while self.begun < self.end:
+            self.begun += 1
+            await self._one(await self._upload(self.begun))
 
     async def _upload(self, number: int) -> Work:
         mood = self._random.choice(MOODS) if self._random.random() < 0.15 else "well"
@@ -163,7 +164,7 @@ async def test_no_action_gets_a_wrong_result(tmp_path: Path) -> None:
             chaos = Chaos(remote, seed=1)
             middle = 0
             for end in (ACTIONS // 2, ACTIONS):
-                chaos.left = ACTIONS // 2
+                chaos.end = end
                 async with trio.open_nursery() as nursery:
                     for _ in range(AT_ONCE):
                         nursery.start_soon(chaos.rage)

@@ -224,6 +224,7 @@ class WorkerPool(Generic[RootT]):
             stderr=log,
             properties=action.platform,
             root_changes=True,
+            namespace=action.namespace,
         )
         return Worker(
             name=name,

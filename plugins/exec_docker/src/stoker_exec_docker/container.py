@@ -14,7 +14,7 @@ from stoker_exec_docker.cgroups import ContainerGroups, Measures, groups_of
 from stoker_exec_docker.mounting import Slot
 from stoker_exec_docker.plan import KEEPER_PROCESSES, ContainerPlan
 from stoker_exec_docker.program import Inside
-from stoker_exec_docker.wiping import is_without_ipc, wipe
+from stoker_exec_docker.wiping import is_without_ipc, open_to_all, wipe
 
 _KILL_BOUND_SECONDS: Final = 5.0
 _KEEPER_BOUND_SECONDS: Final = 10.0
@@ -45,6 +45,8 @@ class Container:
         self._groups = _groups(pid, name)
         self._spared = self._wait_for_keeper()
         self._before = self._groups.measure()
+        # Whatever the image has there: engines take the permissions over from it.
+        open_to_all(pid, plan.temporary_folders)
 
     def _wait_for_keeper(self) -> frozenset[int]:
         deadline = time.monotonic() + _KEEPER_BOUND_SECONDS

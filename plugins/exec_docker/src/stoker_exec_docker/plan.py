@@ -131,7 +131,9 @@ def configuration(
 def _keeper_user(plan: ContainerPlan) -> spi.ProcessUser:
     """Somebody else than the action, so that it cannot end it; our own user where we are not root,
     as nobody else's processes could be looked at."""
-    return plan.wishes.user if os.geteuid() != 0 else _KEEPER_USER
+    # Engines give commands no more rights than the container was started with.
+    is_like_action = os.geteuid() != 0 or plan.wishes.user.uid == 0
+    return plan.wishes.user if is_like_action else _KEEPER_USER
 
 
 def _rights(plan: ContainerPlan) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from stoker_exec_docker.program import find_program
 _FIRST_PAUSE_SECONDS: Final = 0.005
 _LONGEST_PAUSE_SECONDS: Final = 0.1
 _KILL_BOUND_SECONDS: Final = 20.0
+_START_BOUND_SECONDS: Final = 2.0
 _APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _REPLACE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -295,7 +296,7 @@ class DockerProcess(spi.Process):
                 await trio.to_thread.run_sync(self._files.close)
 
     async def _end_processes(self) -> None:
-        if self._may_run and not self._is_known:
+        if self._may_run and not self._is_known and not await self._becomes_known():
             # It may begin at any moment: only with the container it surely does not.
             await self._engine_removes()
             return
@@ -304,6 +305,15 @@ class DockerProcess(spi.Process):
                 await trio.to_thread.run_sync(self._container.settle)
         except (spi.Unavailable, OSError, trio.TooSlowError):
             await self._engine_removes()
+
+    async def _becomes_known(self) -> bool:
+        with (
+            trio.move_on_after(_START_BOUND_SECONDS),
+            suppress(NoSuchThing, Refused, spi.Unavailable),
+        ):
+            await self._wait_until_known()
+            return True
+        return False
 
     async def _engine_removes(self) -> None:
         self._container.usable = False

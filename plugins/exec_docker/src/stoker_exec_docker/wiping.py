@@ -16,6 +16,21 @@ _CLONE_NEWIPC: Final = 0x08000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def open_to_all(pid: int, folders: Iterable[str]) -> None:
+    """Let everybody make files in folders of a container that are in memory, as in /tmp.
+
+    Where only the container's root could allow that, and we are not, they stay as they are.
+    """
+    for folder in folders:
+        with suppress(OSError):
+            descriptor = os.open(f"/proc/{pid}/root{folder}", _FOLDER)
+            try:
+                if not os.fstatvfs(descriptor).f_flag & os.ST_RDONLY:
+                    os.fchmod(descriptor, 0o1777)
+            finally:
+                os.close(descriptor)
+
+
 def wipe(pid: int, folders: Iterable[str]) -> bool:
     """Empty folders of a container, as its process `pid` sees them. Returns whether all are.
 

@@ -43,6 +43,6 @@ class TestInContainersOfTheirOwn:
     test_storm = ExecutionStrategyLaws.test_a_storm_of_cancellations_leaves_no_process
     test_memory = ExecutionStrategyLaws.test_a_process_that_wants_too_much_memory_ends_by_it
     test_bomb = ExecutionStrategyLaws.test_a_fork_bomb_ends_with_its_process
-    test_others = (
+    test_others = pytest.mark.slow(
         ExecutionStrategyLaws.test_a_process_lives_as_long_as_it_is_wanted_while_others_come_and_go
     )

@@ -7,6 +7,7 @@ for, cancelled or not: what it made is then known, and can be removed.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,6 +20,7 @@ import trio
 from stoker import spi
 
 _CALLS_AT_ONCE: Final = 16
+_CONNECT_SECONDS: Final = 5.0
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
 _PREFIX: Final = "unix://"
@@ -199,6 +201,7 @@ class Engine:
 
 
 def _translating(call: Callable[[], T], endpoint: str) -> T:
+    _check_socket(endpoint.removeprefix(_PREFIX))
     try:
         return call()
     except docker.errors.NotFound as error:
@@ -206,29 +209,26 @@ def _translating(call: Callable[[], T], endpoint: str) -> T:
     except docker.errors.APIError as error:
         raise Refused(_said(error)) from error
     except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
-        raise NotAnswering(
-            f"the container engine at {endpoint} does not answer: {_reason(error, endpoint)}"
-        ) from error
+        raise NotAnswering(f"the container engine at {endpoint} broke off: {error}") from error
+
+
+def _check_socket(path: str) -> None:
+    """Find out why nobody answers, which the library would bury, leaking a socket each time."""
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(_CONNECT_SECONDS)
+            probe.connect(path)
+    except FileNotFoundError as error:
+        raise NotAnswering(f"there is no socket {path} of a container engine") from error
+    except PermissionError as error:
+        reason = f"the user of the server (uid {os.geteuid()}) may not open {path}"
+        raise NotAnswering(reason) from error
+    except OSError as error:
+        raise NotAnswering(f"no container engine listens at {path}: {error}") from error
 
 
 def _said(error: Any) -> str:
     return str(error.explanation or error)
-
-
-def _reason(error: BaseException, endpoint: str) -> str:
-    """The cause that says most, which lies deep: the library wraps it several times."""
-    path = endpoint.removeprefix(_PREFIX)
-    cause: BaseException | None = error
-    while cause is not None:
-        for found in (cause, *cause.args):
-            if isinstance(found, PermissionError):
-                return f"the user of the server (uid {os.geteuid()}) may not open {path}"
-            if isinstance(found, FileNotFoundError):
-                return f"there is no socket {path}"
-            if isinstance(found, ConnectionRefusedError):
-                return f"nobody listens at {path}"
-        cause = cause.__cause__ or cause.__context__
-    return str(error)
 
 
 @asynccontextmanager

@@ -60,6 +60,8 @@ class Engine:
         # A pull takes minutes, and must not hold up what takes moments.
         self._pull_limiter = trio.CapacityLimiter(_CALLS_AT_ONCE)
         self._client: Any = None
+        self.is_podman = False
+        """It takes no variable away from a command, and forgets the number of one that ended."""
 
     @property
     def api_path(self) -> str:
@@ -72,9 +74,12 @@ class Engine:
 
     def _connect(self) -> None:
         if self._client is None:
-            self._client = docker.APIClient(
+            client = docker.APIClient(
                 base_url=self._endpoint, version="auto", timeout=self._call_timeout_seconds
             )
+            components = client.version().get("Components") or ()
+            self.is_podman = any("Podman" in part["Name"] for part in components)
+            self._client = client
         else:
             self._client.ping()
 

@@ -20,6 +20,8 @@ from stoker_exec_docker.handover import handed_over
 from stoker_exec_docker.pipes import Stdin, Stdout
 from stoker_exec_docker.program import find_program
 
+# Starting a command takes an engine longer than this, seeing its end does not.
+_START_PAUSE_SECONDS: Final = 0.03
 _FIRST_PAUSE_SECONDS: Final = 0.005
 _LONGEST_PAUSE_SECONDS: Final = 0.1
 _KILL_BOUND_SECONDS: Final = 20.0
@@ -133,20 +135,19 @@ class DockerProcess(spi.Process):
     def _as_the_engine_takes_it(self, program: str) -> tuple[Sequence[str], Sequence[str]]:
         """The command and its variables: a name without a value is one that is taken away."""
         given = self._spec.environment
-        argv = list(self._spec.argv)
-        unwanted = {"HOSTNAME", "PATH", *self._container.plan.image.variables} - given.keys()
-        environment = [f"{name}={value}" for name, value in given.items()]
-        environment += sorted(unwanted)
         env = self._container.env_program
-        is_bare = "/" not in argv[0]
-        if is_bare and not given.get("PATH"):
+        variables = [f"{name}={value}" for name, value in given.items()]
+        argv = list(self._spec.argv)
+        if "/" not in argv[0] and not given.get("PATH"):
             # Engines look a bare name up in the PATH that the process has.
             argv[0] = program
-        if not given.get("HOME") and env is not None:
+        if self._engine.is_podman:
+            return ([env, "-i", *variables, *argv] if env else argv), variables
+        if not given.get("HOME") and env:
             # Engines set it where it is empty; who is started by `env` is rid of that.
-            argv[0] = program if is_bare else argv[0]
             argv = [env, *(["HOME="] if "HOME" in given else ["-u", "HOME"]), *argv]
-        return argv, environment
+        unwanted = {"HOSTNAME", "PATH", *self._container.plan.image.variables} - given.keys()
+        return argv, [*variables, *sorted(unwanted)]
 
     # --- while it lives --------------------------------------------------------------------------
 
@@ -206,16 +207,22 @@ class DockerProcess(spi.Process):
         return await self._read_exit(facts)
 
     async def _wait_until_known(self) -> Facts:
-        pause_seconds = _FIRST_PAUSE_SECONDS
+        pause_seconds = _START_PAUSE_SECONDS
         while True:
             with trio.move_on_after(pause_seconds):
                 await self._pumped.wait()
             facts = await self._engine.inspect_command(self._command)
-            if (facts["Running"] and facts["Pid"]) or _is_over(facts):
+            if (facts["Running"] and facts["Pid"]) or self._is_over(facts):
                 return facts
             pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
             if self._pumped.is_set():
                 await trio.sleep(pause_seconds)
+
+    def _is_over(self, facts: Facts) -> bool:
+        if facts["Running"] or facts["ExitCode"] is None:
+            return False
+        # Podman says 0 from the beginning: only the end of the streams tells.
+        return not self._engine.is_podman or self._pumped.is_set()
 
     async def _wait_for_end(self, pid: int) -> None:
         """Until the process has ended, whoever else holds its outputs."""
@@ -232,14 +239,14 @@ class DockerProcess(spi.Process):
 
     async def _wait_until_over(self) -> Facts:
         pause_seconds = _FIRST_PAUSE_SECONDS
-        while not _is_over(facts := await self._engine.inspect_command(self._command)):
+        while not self._is_over(facts := await self._engine.inspect_command(self._command)):
             await trio.sleep(pause_seconds)
             pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
         return facts
 
     async def _read_exit(self, facts: Facts) -> spi.Exit:
         code = int(facts["ExitCode"]) & 255
-        if not facts["Pid"]:
+        if not facts["Pid"] and not self._engine.is_podman:
             self._container.usable = False
             raise spi.Unavailable(f"the container engine has not started {self.name}")
         number = code - 128
@@ -332,10 +339,6 @@ def _first(group: BaseExceptionGroup[spi.StokerError]) -> spi.StokerError:
         error = error.exceptions[0]
     assert isinstance(error, spi.StokerError)
     return error
-
-
-def _is_over(facts: Facts) -> bool:
-    return not facts["Running"] and facts["ExitCode"] is not None
 
 
 def _write_all(pieces: Sequence[tuple[int, bytes]]) -> None:

@@ -75,13 +75,15 @@ class DockerStrategy(spi.ExecutionStrategy):
 
     async def _begun(self, spec: spi.ProcessSpec) -> tuple[Container, DockerProcess]:
         wishes = self._wishes(spec.properties)
+        reason = ""
         for _ in range(_ATTEMPTS):
             plan = await self._plan(spec, wishes)
             container = await self._while_there(partial(self.containers.take, plan))
             process = DockerProcess(self._engine, self._nursery, container, spec)
             try:
                 await process.begin()
-            except ContainerLost:
+            except ContainerLost as error:
+                reason = str(error)
                 # One that was kept may have gone with its engine, or been removed by somebody.
                 container.usable = False
                 await self._end(container, process)
@@ -90,7 +92,7 @@ class DockerStrategy(spi.ExecutionStrategy):
                 raise
             else:
                 return container, process
-        raise spi.Unavailable("containers vanish before anything can be started in them")
+        raise spi.Unavailable(f"no container will start a command: {reason}")
 
     async def _end(self, container: Container, process: DockerProcess) -> None:
         try:

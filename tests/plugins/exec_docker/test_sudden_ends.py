@@ -90,7 +90,7 @@ async def test_an_engine_may_go_away_and_come_back(own_engine: TestEngine, tmp_p
             async with strategy.start(place.script("echo; sleep 1000", pipes=True)) as process:
                 assert process.stdout is not None
                 await process.stdout.receive_some()
-                await trio.to_thread.run_sync(own_engine.stop, signal.SIGTERM)
+                await trio.to_thread.run_sync(own_engine.stop)
                 await process.wait()
         async with trio.open_nursery() as nursery:
 

@@ -94,7 +94,8 @@ class Engine:
         while True:
             try:
                 await self.connect()
-            except NotAnswering:
+            except (NotAnswering, Refused, NoSuchThing):
+                # One that has just begun says all kinds of things.
                 await trio.sleep(pause_seconds)
                 pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
             else:

@@ -233,9 +233,17 @@ class DockerProcess(spi.Process):
         try:
             # The number may have been given to another since.
             if self._container.is_member(pid):
-                await trio.lowlevel.wait_readable(descriptor)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._ask_when_streams_end)
+                    await trio.lowlevel.wait_readable(descriptor)
+                    nursery.cancel_scope.cancel()
         finally:
             os.close(descriptor)
+
+    async def _ask_when_streams_end(self) -> None:
+        """Find out whether it was the process that ended them, or an engine that went away."""
+        await self._pumped.wait()
+        await self._engine.inspect_command(self._command)
 
     async def _wait_until_over(self) -> Facts:
         pause_seconds = _FIRST_PAUSE_SECONDS

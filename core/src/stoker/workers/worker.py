@@ -183,6 +183,7 @@ class Worker(Generic[FolderT]):
             excerpt=fault.excerpt,
             exit=fault.exit,
             log_tail=self._log_file.read_tail(),
+            unproven_protocol="" if self.served or fault.kind in _WISHES else self.plan.protocol,
         )
 
     # --- for the pool ---------------------------------------------------------------------------

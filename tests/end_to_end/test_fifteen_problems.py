@@ -34,6 +34,7 @@ PYTHON = "/usr/bin/python3"
 TOOL = Path(__file__).with_name("odd_tool.py").read_bytes()
 SECRET = "3b0f-of-the-server"
 SLOTS = 4
+PATIENCE_SECONDS = 30
 
 EXECUTORS = f"""
 slots = {SLOTS}
@@ -203,9 +204,10 @@ async def all_at_once(client: Client, actions: Sequence[Sequence[str]], **more: 
     async def do(lines: Sequence[str]) -> None:
         found.append(await client.do(*lines, **more))
 
-    async with trio.open_nursery() as nursery:
-        for lines in actions:
-            nursery.start_soon(do, lines)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            for lines in actions:
+                nursery.start_soon(do, lines)
     return found
 
 
@@ -320,8 +322,8 @@ async def test_no_request_waits_for_ever(client: Client, tmp_path: Path) -> None
     for name, harm in harms.items():
         place = tmp_path / name
         place.mkdir()
-        actions = [(f"meet {place} 4", f"write out{n} x") for n in range(4)]
-        actions[0] = (*actions[0], harm)
+        lines = [(f"meet {place} 4", f"write out{n} x") for n in range(3)]
+        actions = [*lines, (f"meet {place} 4", harm)]
         told = await all_at_once(client, actions, platform=MULTIPLEX, seconds=3)
         statuses = sorted(one.response.status.code for one in told)
         late = StatusCode.DEADLINE_EXCEEDED.value if name == "silent" else 0
@@ -341,9 +343,10 @@ async def test_cancelled_requests_give_back_what_they_had(
                     await client.remote.cancel(operations.name)
 
     for _ in range(2):
-        async with trio.open_nursery() as nursery:
-            for number in range(SLOTS):
-                nursery.start_soon(cancel_one, number)
+        with trio.fail_after(PATIENCE_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for number in range(SLOTS):
+                    nursery.start_soon(cancel_one, number)
     (tmp_path / "place").mkdir()
     # As many as there are slots, and as many workers as may be of one key, at once.
     width = 2 if platform is SINGLEPLEX else SLOTS

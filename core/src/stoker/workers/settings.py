@@ -95,5 +95,6 @@ class WorkerSettings(spi.Settings, frozen=True):
     max_log_bytes: ByteCount = 16 * 2**20
     """How large the log of a worker, which is its stderr, may grow before it is rotated."""
     kept_logs: Annotated[int, msgspec.Meta(ge=0)] = 32
-    """How many logs of workers that have ended are kept."""
+    """How many logs of workers that have ended are kept, for as long as the server runs. What
+    clients are to see of them is sent with the actions that fail."""
     rules: tuple[WorkerRule, ...] = ()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -220,6 +223,25 @@ async def test_cancellation_costs_no_worker_that_can_be_told(
     # Until the worker has answered, what the request was to write is still its own.
     after = await work(modes.cas, platform, "pid", "read stray", inputs={"stray": b"mine"})
     assert await said(modes, after) == [pid, "mine"]
+
+
+async def test_a_folder_that_withstands_is_removed_as_soon_as_it_can_be(
+    modes: Rig, tmp_path: Path
+) -> None:
+    # RUN-22
+    (pid,) = await said(modes, await work(modes.cas, SINGLEPLEX, "pid"))
+    (tool,) = tmp_path.glob("executor/life-*/workers/worker-1/root/tool")
+    if subprocess.run(["chattr", "+i", tool], capture_output=True, check=False).returncode:
+        pytest.skip("no file can be made immutable here")
+    os.kill(int(pid), signal.SIGKILL)
+    with trio.fail_after(20):
+        while modes.executor.workers.report().keys[0].workers:
+            await trio.sleep(0.01)
+    assert tool.exists()
+    subprocess.run(["chattr", "-i", tool], check=True)
+    with trio.fail_after(20):
+        while tool.parents[1].exists():
+            await trio.sleep(0.02)
 
 
 @pytest.mark.parametrize("platform", [MULTIPLEX, SANDBOXED])

@@ -225,6 +225,7 @@ async def test_cancellation_costs_no_worker_that_can_be_told(
     assert await said(modes, after) == [pid, "mine"]
 
 
+@pytest.mark.slow
 async def test_a_folder_that_withstands_is_removed_as_soon_as_it_can_be(
     modes: Rig, tmp_path: Path
 ) -> None:

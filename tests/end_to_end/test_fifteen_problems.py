@@ -7,34 +7,28 @@ docs/guides/workers.md tells of them, and of how each of these tests was made to
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import trio
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.struct_pb2 import Struct
 
 from stoker.cli.administration import find_socket, open_answers
-from stoker.client import RemoteInstance, open_remote, stage_of
-from stoker.digest import SHA256, Digest
+from stoker.client import open_remote, stage_of
 from stoker.protos import admin_pb2 as admin
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import StatusCode
 
-from .actions import Tree, action_blobs
 from .isolation import needs_root
+from .odd_client import MULTIPLEX, PATIENCE_SECONDS, SANDBOXED, SINGLEPLEX, Client, all_at_once
 from .remains import children, command_lines, descendants
 from .server_process import LOCAL, ServerProcess, open_server_process
 from .test_cancel_storm import wait_until
 
-PYTHON = "/usr/bin/python3"
-TOOL = Path(__file__).with_name("odd_tool.py").read_bytes()
 SECRET = "3b0f-of-the-server"
 SLOTS = 4
-PATIENCE_SECONDS = 30
 
 EXECUTORS = f"""
 slots = {SLOTS}
@@ -64,100 +58,6 @@ TOML = (
     .replace("limits = { termination_grace_seconds = 0.2 }\n[instances", "[instances", 1)
     .replace('executors = ["local"]', 'executors = ["local", "brief"]')
 )
-
-SINGLEPLEX = {"persistentWorkerKey": "key", "persistentWorkerProtocol": "json"}
-MULTIPLEX = {**SINGLEPLEX, "supports-multiplex-workers": "1"}
-SANDBOXED = {**MULTIPLEX, "supports-multiplex-sandboxing": "1"}
-
-
-class Told(NamedTuple):
-    """What a client gets to know of an action."""
-
-    response: reapi.ExecuteResponse
-    text: str
-    """Its stderr."""
-    facts: Mapping[str, Any]
-    """What the server says of how it was run."""
-    files: Mapping[str, bytes]
-
-    @property
-    def lines(self) -> list[str]:
-        return self.text.split("\n")
-
-    @property
-    def message(self) -> str:
-        return self.response.message
-
-
-class Client:
-    """Has a tool do things. Each has workers of its own, by a silo."""
-
-    def __init__(self, remote: RemoteInstance, silo: str) -> None:
-        self.remote = remote
-        self.silo = silo
-
-    async def upload(
-        self,
-        *lines: str,
-        platform: Mapping[str, str],
-        files: Mapping[str, bytes] | None = None,
-        startup: Sequence[str] = (),
-        outputs: reapi.Command | None = None,
-        seconds: int = 20,
-    ) -> Digest:
-        """An action that has the tool do `lines`."""
-        flags = f"flags{abs(hash(lines))}"
-        inputs = {"tool.py": TOOL, flags: "\n".join(lines).encode(), **(files or {})}
-        root, blobs = Tree(inputs).blobs()
-        action, own = action_blobs(
-            [PYTHON, "tool.py", *startup, f"@{flags}"],
-            root,
-            platform={"pool": "plain", "cache-silo-key": self.silo, **platform},
-            timeout_seconds=seconds,
-            do_not_cache=False,
-        )
-        if outputs is not None:
-            action, own = with_outputs(action, own, outputs)
-        await self.remote.upload_blobs(blobs | own)
-        return action
-
-    async def do(self, *lines: str, platform: Mapping[str, str], **more: Any) -> Told:
-        """What is told of an action that has the tool do `lines`."""
-        action = await self.upload(*lines, platform=platform, **more)
-        response = await self.remote.run(action, skip_cache_lookup=True)
-        result, facts = response.result, Struct()
-        for packed in result.execution_metadata.auxiliary_metadata:
-            packed.Unpack(facts)
-        return Told(
-            response,
-            (await self._read(result.stderr_digest)).decode(),
-            MessageToDict(facts),
-            {file.path: await self._read(file.digest) for file in result.output_files},
-        )
-
-    async def served(self, *lines: str, platform: Mapping[str, str], **more: Any) -> Told:
-        """The same for an action that a worker does at the first attempt."""
-        told = await self.do(*lines, platform=platform, **more)
-        assert (told.response.status.code, told.message) == (0, ""), told
-        assert "worker" in told.facts, told
-        return told
-
-    async def _read(self, digest: reapi.Digest) -> bytes:
-        return await self.remote.read_blob(SHA256.parse(digest)) if digest.size_bytes else b""
-
-
-def with_outputs(
-    action: Digest, blobs: Mapping[Digest, bytes], outputs: reapi.Command
-) -> tuple[Digest, dict[Digest, bytes]]:
-    """The same action with the fields of `outputs` in its command."""
-    message = reapi.Action.FromString(blobs[action])
-    command = reapi.Command.FromString(blobs[SHA256.parse(message.command_digest)])
-    command.MergeFrom(outputs)
-    message.command_digest.CopyFrom(SHA256.digest(command.SerializeToString()).to_proto())
-    found = {
-        SHA256.digest(data): data for data in (m.SerializeToString() for m in (command, message))
-    }
-    return SHA256.digest(message.SerializeToString()), found
 
 
 class House(NamedTuple):
@@ -196,19 +96,6 @@ async def open_client(house: House, silo: str, mnemonic: str = "") -> AsyncItera
 async def client(house: House, request: pytest.FixtureRequest) -> AsyncIterator[Client]:
     async with open_client(house, request.node.name) as found:
         yield found
-
-
-async def all_at_once(client: Client, actions: Sequence[Sequence[str]], **more: Any) -> list[Told]:
-    found: list[Told] = []
-
-    async def do(lines: Sequence[str]) -> None:
-        found.append(await client.do(*lines, **more))
-
-    with trio.fail_after(PATIENCE_SECONDS):
-        async with trio.open_nursery() as nursery:
-            for lines in actions:
-                nursery.start_soon(do, lines)
-    return found
 
 
 async def test_a_tool_is_spoken_to_in_the_protocol_that_it_knows(

@@ -245,7 +245,7 @@ class WorkerPool(Generic[FolderT]):
         ]
         ending = next((reason for reason in reversed(endings) if reason), None)
         miss = self._history.miss(plan.key, plan.name, is_busy=is_busy, ending=ending)
-        _log_created(resident.worker.name, miss)
+        _log_created(resident.worker.name, plan, miss)
 
     def _reuse(self, resident: Resident[FolderT]) -> Resident[FolderT]:
         resident.worker.fresh = False
@@ -389,7 +389,11 @@ class WorkerPool(Generic[FolderT]):
         self._alarm.set(self._next_end())
 
 
-def _log_created(worker: str, miss: Miss) -> None:
+def _log_created(worker: str, plan: WorkerPlan, miss: Miss) -> None:
     _log.info(
-        "worker created", worker=worker, reason=miss.reason, nearest_key_differs_in=miss.differs_in
+        "worker created",
+        worker=worker,
+        reason=miss.reason,
+        nearest_key_differs_in=miss.differs_in,
+        tools_by=plan.tools_by,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -174,6 +173,10 @@ class Worker(Generic[FolderT]):
         """How many bytes its process uses with all that came of it; None if nobody can tell."""
         return None if self._process is None else await self._process.measure_memory()
 
+    def read_log(self, max_bytes: int) -> bytes:
+        """The end of what its process has written to stderr. Blocks as long as a disk may."""
+        return self._log_file.read_end(max_bytes)
+
     def _failed(self, fault: Fault, *, answered: bool) -> WorkerFailed:
         return WorkerFailed(
             f"{self.name} ({self.process_name})",
@@ -204,14 +207,6 @@ class Worker(Generic[FolderT]):
             self._exchanges.fail(STOPPED)
             self._process = None
             self._settled.set()
-
-    def rest(self, seconds: float) -> None:
-        """Retire unless there is something to do within `seconds`."""
-        self._service.deadline = trio.current_time() + seconds
-
-    def resume(self) -> None:
-        """There is something to do."""
-        self._service.deadline = math.inf
 
     def retire(self) -> None:
         """End the process politely, without waiting: close its stdin, and be patient."""

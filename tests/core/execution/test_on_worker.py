@@ -321,6 +321,9 @@ async def test_a_timeout_ends_the_worker_and_keeps_outputs(worker_rig: Rig) -> N
     check_order(outcome.result.execution_metadata)
     again = await worker_rig.run(await work(worker_rig.cas, "pid"))
     assert await stderr(worker_rig.cas, again) != await stderr(worker_rig.cas, warm)
+    while not (ended := worker_rig.executor.workers.report().ended):
+        await trio.lowlevel.checkpoint()
+    assert ended == {"cancelled": 1}, "the tool is not to blame"
 
 
 @pytest.mark.parametrize("milliseconds", range(0, 150, 15))

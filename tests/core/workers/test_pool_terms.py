@@ -291,6 +291,7 @@ async def test_the_report_says_why_there_was_no_warm_worker(
     created = [entry for entry in logged if entry["event"] == "worker created"]
     assert [entry["reason"] for entry in created] == ["first", "busy", "key"]
     assert created[-1]["nearest_key_differs_in"] == ("argv",)
+    assert {entry["tools_by"] for entry in created} == {"marked"}
     states = [worker.state for key in report.keys for worker in key.workers]
     assert states == ["idle"] * 3
     assert report.places == 3

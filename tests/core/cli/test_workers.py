@@ -69,15 +69,13 @@ class Site(NamedTuple):
     config: Path
     folder: Path
 
-    async def perform(self, *arguments: str) -> reapi.ExecuteResponse:
-        """Have the tool do `arguments`."""
-        (self.folder / "args").write_text("\n".join(arguments))
+    async def perform(self, argument: str, path: str = "/usr/bin:/bin") -> reapi.ExecuteResponse:
+        """Have the tool do `argument`."""
+        (self.folder / "args").write_text(argument)
         tree = await digest_folder(self.folder, SHA256)
         command = reapi.Command(
             arguments=["./tool", "@args"],
-            environment_variables=[
-                reapi.Command.EnvironmentVariable(name="PATH", value="/usr/bin:/bin")
-            ],
+            environment_variables=[reapi.Command.EnvironmentVariable(name="PATH", value=path)],
         ).SerializeToString()
         action = reapi.Action(
             command_digest=SHA256.digest(command).to_proto(),
@@ -167,10 +165,12 @@ async def test_what_workers_do_is_told_in_words_in_json_and_as_metrics(site: Sit
     assert worker["age_seconds"] > worker["idle_seconds"] >= 0
     assert Path(worker["log"]).name == f"{worker['name']}.log"
 
+    await site.perform("6", path="/bin:/usr/bin")
     told = await site.stoker_workers("--processes")
     text = told.stdout.decode()
-    assert "executor local: 1 of 16 workers" in text
-    assert "warm 57% of 7" in text
+    assert "executor local: 2 of 16 workers" in text
+    assert "warm 50% of 8" in text
+    assert "(nearest key differs in environment)" in text
     assert "ended: 2 failed" in text
     assert f"last error of Tool\\x1b[2J: {key['last_error']}\n" in text
     assert "\x1b" not in text, "what a client has sent does nothing to the terminal"
@@ -185,7 +185,8 @@ async def test_what_workers_do_is_told_in_words_in_json_and_as_metrics(site: Sit
     assert samples["stoker_worker_leases_total", "", "warm"] == 4
     assert samples["stoker_worker_leases_total", "failed", "new"] == 2
     assert samples["stoker_workers_ended_total", "failed"] == 2
-    assert samples["stoker_worker_processes", "idle"] == 1
+    assert samples["stoker_worker_processes", "idle"] == 2
+    assert samples["stoker_worker_key_differences_total", "environment"] == 1
     assert samples["stoker_worker_waiting_actions",] == 0
     assert samples["stoker_actions", "queued"] == 0
 

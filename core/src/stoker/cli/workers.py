@@ -83,7 +83,8 @@ def _headline(found: admin.ExecutorWorkers) -> str:
 
 def _rate(hits: int, misses: Mapping[str, int]) -> str:
     """How many of the actions met with a warm worker."""
-    total = hits + sum(misses.values())
+    # Beside "key" stand the components that differed, as "key:argv" and the like.
+    total = hits + sum(count for reason, count in misses.items() if ":" not in reason)
     return f"{hits / total:.0%} of {total}" if total else "-"
 
 

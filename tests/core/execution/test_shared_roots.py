@@ -150,3 +150,34 @@ def test_a_watch_tells_what_was_touched_since_it_was_looked_at(
     assert not watch.is_untouched(0)
     watch.close()
     assert not any(map(watch.is_untouched, numbers))
+
+
+def test_a_folder_that_has_gone_unheard_makes_room_for_another(
+    tmp_path: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stoker.execution.folder_watch.MAX_WATCHES", 1)
+    heard = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    gone, other = tmp_path / "gone", tmp_path / "other"
+    gone.mkdir()
+    other.mkdir()
+    first = add(watch, gone)
+    assert watch.is_untouched(first)
+    assert not add(watch, other)
+    for number in range(heard // 2 + 1):  # two that are equal and follow each other count as one
+        (gone / f"{number}").touch()
+        (gone / f"{number}").unlink()
+    gone.rmdir()
+    second = add(watch, other)
+    assert watch.is_untouched(second)
+    assert not watch.is_untouched(first)
+    (other / "file").touch()
+    watch.refresh()
+    assert not watch.is_untouched(second)
+
+
+def add(watch: FolderWatch, folder: Path) -> int:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        return watch.add(descriptor)
+    finally:
+        os.close(descriptor)

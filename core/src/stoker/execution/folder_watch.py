@@ -3,7 +3,8 @@
 Source: inotify(7). An event is there to be read before the call that caused it has returned. There
 is none for a write to memory that a file is mapped to, until the mapping has gone and the file is
 closed: a tool that keeps an input of one request mapped for writing, and writes to it in the next
-one, is seen late.
+one, is seen late. And there is none for a write by way of a hard link in another folder: a tool
+that makes one to an input, and writes to that in place, is not seen.
 
 These functions block for no longer than a system call takes, and may be called from any thread.
 """
@@ -54,6 +55,8 @@ class FolderWatch:
         self._descriptor = descriptor
         self._untouched: set[int] = set()
         self._watches: set[int] = set()
+        self._last = 0  # the highest number that was given
+        self._before = 0  # the same, by earlier instances, each of which counts from 1
         self._lock = threading.Lock()
 
     def add(self, folder: int) -> int:
@@ -62,8 +65,11 @@ class FolderWatch:
         Returns a number for it, and 0 if it cannot be watched.
         """
         with self._lock:
+            if len(self._watches) >= MAX_WATCHES:
+                self._read()  # some may have gone
             if self._descriptor is None or len(self._watches) >= MAX_WATCHES:
                 return 0
+            before = self._before
             # By its descriptor, and so not what somebody has put in its place.
             path = f"/proc/self/fd/{folder}".encode()
             watch = int(
@@ -72,9 +78,13 @@ class FolderWatch:
             if watch <= 0:
                 return 0
             self._read()  # what has happened before the look says nothing of what comes after
-            self._watches.add(watch)
-            self._untouched.add(watch)
-            return watch
+            if before != self._before:
+                return 0  # it was given up with all others
+            number = before + watch
+            self._last = max(self._last, number)
+            self._watches.add(number)
+            self._untouched.add(number)
+            return number
 
     def is_untouched(self, watch: int) -> bool:
         """Whether the folder is as it was looked at, as far as `refresh` has been told."""
@@ -103,27 +113,40 @@ class FolderWatch:
         while position < len(events):
             watch, mask, _, length = _EVENT.unpack_from(events, position)
             position += _EVENT.size + length
-            self._untouched.discard(watch)
-            if mask & _IGNORED:  # the folder is gone, and its number is not used again
-                self._watches.discard(watch)
             if mask & _OVERFLOW:
-                self._untouched.clear()
+                self._begin_anew()
+                return
+            self._untouched.discard(self._before + watch)
+            if mask & _IGNORED:  # the folder is gone, and its number is not used again
+                self._watches.discard(self._before + watch)
+
+    def _begin_anew(self) -> None:
+        """Events were lost. Folders may have gone, and would count as watched for good."""
+        assert self._descriptor is not None, "it was read from"
+        os.close(self._descriptor)
+        self._descriptor = _open_instance()
+        self._before = self._last
+        self._watches.clear()
+        self._untouched.clear()
 
 
 @contextmanager
 def open_folder_watch() -> Iterator[FolderWatch]:
     """A watch that knows of nothing yet, and of nothing at all where there is no inotify."""
-    descriptor = _libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    if descriptor < 0:
-        reason = os.strerror(ctypes.get_errno())
-        _log.info("workers' inputs are looked at one by one, as inotify fails", reason=reason)
-        yield FolderWatch(None)
-        return
-    watch = FolderWatch(descriptor)
+    watch = FolderWatch(_open_instance())
     try:
         yield watch
     finally:
         watch.close()
+
+
+def _open_instance() -> int | None:
+    descriptor = int(_libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+    if descriptor >= 0:
+        return descriptor
+    reason = os.strerror(ctypes.get_errno())
+    _log.info("workers' inputs are looked at one by one, as inotify fails", reason=reason)
+    return None
 
 
 def _libc() -> ctypes.CDLL:

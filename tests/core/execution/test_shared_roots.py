@@ -131,7 +131,7 @@ async def test_whatever_was_done_to_an_input_is_undone(
     assert facts(root.folder / "d/untouched") == untouched
 
 
-def test_a_watch_tells_what_was_touched_since_it_was_looked_at(
+def test_a_watch_tells_which_names_were_touched_since_they_were_looked_at(
     tmp_path: Path, watch: FolderWatch
 ) -> None:
     folders = [tmp_path / name for name in "abc"]
@@ -142,11 +142,19 @@ def test_a_watch_tells_what_was_touched_since_it_was_looked_at(
         descriptor = os.open(folder, os.O_RDONLY)
         numbers.append(watch.add(descriptor))
         os.close(descriptor)
-    assert all(map(watch.is_untouched, numbers))
+    assert list(map(watch.take_touched, numbers)) == [set(), set(), set()]
     (folders[0] / "file").write_text("x")
     (folders[1] / "file").unlink()
+    (folders[1] / "new").symlink_to("file")
     watch.refresh()
-    assert list(map(watch.is_untouched, numbers)) == [False, False, True]
-    assert not watch.is_untouched(0)
+    assert list(map(watch.take_touched, numbers)) == [{"file"}, {"file", "new"}, set()]
+    assert list(map(watch.take_touched, numbers)) == [set(), set(), set()]
+    # What happens to the folder itself, or to too much in it, no names can tell.
+    folders[0].chmod(0o700)
+    for number in range(2_000):
+        (folders[1] / f"{number}").touch()
+    watch.refresh()
+    assert list(map(watch.take_touched, numbers)) == [None, None, set()]
+    assert watch.take_touched(0) is None
     watch.close()
-    assert not any(map(watch.is_untouched, numbers))
+    assert list(map(watch.take_touched, numbers)) == [None, None, None]

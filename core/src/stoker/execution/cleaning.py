@@ -56,32 +56,37 @@ def is_untouched(
 
 def _files_in_doubt(
     folder: LaidFolder, touched: Set[str] | None, *, links: bool
-) -> Mapping[str, FileState | int] | None:
-    """The files that must be looked at where the folder itself is the same.
+) -> Mapping[str, FileState | int | None] | None:
+    """The files that must be looked at where the folder itself is the same; None for a name of
+    which there should be none.
 
-    None where they are not to be told from what somebody has added. `touched` are the names of
-    which alone that must be asked, if that is known.
+    None as a whole where files alone do not tell. `touched` are the only names that must be
+    looked at, if those are known.
     """
     if touched is not None:
-        files = folder.files
-        return {name: files[name] for name in touched} if touched <= files.keys() else None
+        is_file = touched.isdisjoint(folder.folders) and touched.isdisjoint(folder.symlinks)
+        return {name: folder.files.get(name) for name in touched} if is_file else None
     if not _is_settled(folder):
         return None
     # The folder is the same, and so are the links in it.
     return {} if links and not folder.has_copies else folder.files
 
 
-def _are_as_laid(path: str, folder: LaidFolder, files: Mapping[str, FileState | int]) -> bool:
+def _are_as_laid(
+    path: str, folder: LaidFolder, files: Mapping[str, FileState | int | None]
+) -> bool:
     return _is_same_at(path, folder.stamp) and all(
         _is_same_at(f"{path}/{name}", state)
         for name, state in files.items()
-        if isinstance(state, FileState)
+        if not isinstance(state, int)
     )
 
 
 def _is_same_at(path: str, state: FileState | None) -> bool:
     try:
         return state_of(os.lstat(path)) == state
+    except FileNotFoundError:
+        return state is None
     except OSError:
         return False
 

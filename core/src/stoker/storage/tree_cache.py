@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
@@ -61,6 +60,13 @@ class _Parsed(NamedTuple):
     symlinks: Mapping[str, str]
 
 
+class _Seen(NamedTuple):
+    """A file that was in the store."""
+
+    digest: Digest
+    at: float
+
+
 class InputTrees:
     """Reads input trees from `blobs`, and keeps those used last. Calls may overlap.
 
@@ -80,7 +86,7 @@ class InputTrees:
         self._kept: OrderedDict[Digest, InputDirectory] = OrderedDict()
         # When a file was last seen in the store: a directory that is new has most of its files from
         # another one, as a rule. In the order in which they were seen.
-        self._seen: OrderedDict[Digest, float] = OrderedDict()
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._kept_entries = 0
         self._most_kept_entries = kept_entries
 
@@ -128,7 +134,8 @@ class InputTrees:
                 entries += size
                 if entries > self._max_entries:
                     raise _too_many(root, self._max_entries)
-                parsed |= await run(_parse_all, found, inline=size < _INLINE_ENTRIES)
+                inline = size < _INLINE_ENTRIES
+                parsed |= await run(_parse_all, found, self._seen, inline=inline)
                 for digest, directory in found:
                     below.update(dict.fromkeys(subdirectories(digest, directory)))
             level = [digest for digest in below if digest not in seen]
@@ -184,13 +191,14 @@ class InputTrees:
 
     def _unseen(self, digests: Collection[Digest], now: float) -> tuple[set[Digest], float]:
         """Those of `digests` that are to be looked for, and since when the others were there."""
-        seen = {
-            digest: at
-            for digest in digests
-            if now - (at := self._seen.get(digest, -math.inf)) < CHECK_AGAIN_SECONDS
-        }
-        since = min(seen.values(), default=now)
-        unseen = {digest for digest in digests if digest not in seen}
+        since, too_long_ago = now, now - CHECK_AGAIN_SECONDS
+        unseen = set()
+        for digest in digests:
+            seen = self._seen.get(digest.hash)
+            if seen is None or seen.at <= too_long_ago or seen.digest != digest:
+                unseen.add(digest)
+            elif seen.at < since:
+                since = seen.at
         # Nobody has to wait for what was in the store a moment ago.
         held = self._blobs.held(unseen)
         if held:
@@ -199,8 +207,8 @@ class InputTrees:
 
     def _see(self, digests: Collection[Digest], now: float) -> None:
         for digest in digests:
-            self._seen[digest] = now
-            self._seen.move_to_end(digest)
+            self._seen[digest.hash] = _Seen(digest, now)
+            self._seen.move_to_end(digest.hash)
         while len(self._seen) > _SEEN_FILES:
             self._seen.popitem(last=False)
 
@@ -250,26 +258,39 @@ def _file_digests(listings: Iterable[Mapping[str, FileEntry]]) -> dict[Digest, N
         file.digest: None
         for files in listings
         for file in files.values()
-        if file.digest != file.digest.function.empty
+        if file.digest.size_bytes or file.digest != file.digest.function.empty
     }
 
 
-def _parse_all(found: list[tuple[Digest, reapi.Directory]]) -> dict[Digest, _Parsed]:
-    return {digest: _parse(digest, directory) for digest, directory in found}
+def _parse_all(
+    found: list[tuple[Digest, reapi.Directory]], seen: Mapping[str, _Seen]
+) -> dict[Digest, _Parsed]:
+    return {digest: _parse(digest, directory, seen) for digest, directory in found}
 
 
-def _parse(digest: Digest, directory: reapi.Directory) -> _Parsed:
+def _parse(digest: Digest, directory: reapi.Directory, seen: Mapping[str, _Seen]) -> _Parsed:
     check_directory(digest, directory)
     return _Parsed(
-        {
-            node.name: FileEntry(
-                parse_in(digest, node), node.is_executable, *read_properties(digest, node)
-            )
-            for node in directory.files
-        },
+        {node.name: _parse_file(digest, node, seen) for node in directory.files},
         {node.name: parse_in(digest, node) for node in directory.directories},
         {link.name: link.target for link in directory.symlinks},
     )
+
+
+def _parse_file(directory: Digest, node: reapi.FileNode, seen: Mapping[str, _Seen]) -> FileEntry:
+    named = node.digest
+    before = seen.get(named.hash)
+    # What was found well formed before need not be looked at again: that takes most of the time.
+    digest = before.digest if before is not None else None
+    if (
+        digest is None
+        or digest.size_bytes != named.size_bytes
+        or digest.function is not directory.function
+    ):
+        digest = parse_in(directory, node)
+    if not node.HasField("node_properties"):
+        return FileEntry(digest, node.is_executable)
+    return FileEntry(digest, node.is_executable, *read_properties(directory, node))
 
 
 def _link(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,37 @@ async def test_whatever_was_done_to_an_input_is_undone(
         assert listed(root)["d/write"] == "text"
     assert root.folder.stat().st_ino == inode
     assert facts(root.folder / "d/untouched") == untouched
+
+
+async def test_a_few_looks_tell_whether_a_watched_folder_was_touched(
+    cas: Cas, tmp_path: Path, watch: FolderWatch
+) -> None:
+    root = InputRoot(tmp_path / "root", cas.blobs, watch=watch)
+    files = {f"f{number}": b"text" for number in range(30)}
+    await root.lay_out(await cas.tree({"d": files}))
+    await root.clean()
+    tree = await cas.tree({"d": {**files, "f1": b"new"}})
+    await root.lay_out(tree)
+    assert root.skip_cleaning(), "nobody but the layout has changed anything"
+    deeds: list[Callable[[Path], object]] = [
+        lambda top: (top / "d/f1").write_text("NEW"),
+        lambda top: (top / "d/f2").write_text("TEXT"),
+        lambda top: (top / "d/f3").chmod(0o600),
+        lambda top: (top / "d/f4").unlink(),
+        lambda top: (top / "d/f5").replace(top / "d/f6"),
+        lambda top: (top / "d/more").touch(),
+        lambda top: (top / "more").mkdir(),
+        lambda top: (top / "d").chmod(0o700),
+        lambda top: (top / "d").rename(top / "e").rename(top / "d"),
+    ]
+    for deed in deeds:
+        await root.lay_out(tree)
+        deed(root.folder)
+        assert not root.skip_cleaning()
+        await root.clean()
+        await root.lay_out(tree)
+        assert listed(root) == {f"d/{name}": "text" for name in files} | {"d/f1": "new"}
+        assert (root.folder / "d").stat().st_mode & 0o777 == 0o755
 
 
 def test_a_watch_tells_which_names_were_touched_since_they_were_looked_at(

@@ -1,4 +1,4 @@
-"""Being told by the kernel which folders were touched, so that not every file must be looked at.
+"""Being told by the kernel what was touched in folders, so that not every file must be looked at.
 
 Source: inotify(7). An event is there to be read before the call that caused it has returned. There
 is none for a write to memory that a file is mapped to, until the mapping has gone and the file is
@@ -15,7 +15,7 @@ import ctypes
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 
 import structlog
@@ -42,10 +42,11 @@ _TOUCHED = (
 )
 _EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
 _READ_BYTES = 2**16
+_MAX_NAMES = 1_000
 
 
 class FolderWatch:
-    """Which folders nobody has touched, nor a file in them, since they were looked at.
+    """What was touched in folders, and by which names, since they were looked at.
 
     Without a `descriptor`, or where the kernel refuses, it knows of none: then all is looked at.
     """
@@ -53,7 +54,8 @@ class FolderWatch:
     def __init__(self, descriptor: int | None) -> None:
         """Use `descriptor`, of an inotify instance that does not block."""
         self._descriptor = descriptor
-        self._untouched: set[int] = set()
+        self._touched: dict[int, set[str]] = {}
+        """Of the folders of which all that was touched is known."""
         self._watches: set[int] = set()
         self._last = 0  # the highest number that was given
         self._before = 0  # the same, by earlier instances, each of which counts from 1
@@ -83,12 +85,26 @@ class FolderWatch:
             number = before + watch
             self._last = max(self._last, number)
             self._watches.add(number)
-            self._untouched.add(number)
+            self._touched[number] = set()
             return number
 
-    def is_untouched(self, watch: int) -> bool:
-        """Whether the folder is as it was looked at, as far as `refresh` has been told."""
-        return watch in self._untouched
+    def touched(self, watch: int) -> Set[str] | None:
+        """As `take_touched`, but they go on counting as touched."""
+        with self._lock:
+            names = self._touched.get(watch)
+            return None if names is None else frozenset(names)
+
+    def take_touched(self, watch: int) -> Set[str] | None:
+        """The names in the folder that were touched, as far as `refresh` has been told; they count
+        as untouched from now on: look at them next.
+
+        None where only a look at the whole folder can tell.
+        """
+        with self._lock:
+            names = self._touched.get(watch)
+            if names is not None:
+                self._touched[watch] = set()
+            return names
 
     def refresh(self) -> None:
         """Learn what has been touched."""
@@ -101,7 +117,7 @@ class FolderWatch:
             if self._descriptor is not None:
                 os.close(self._descriptor)
             self._descriptor = None
-            self._untouched.clear()
+            self._touched.clear()
 
     def _read(self) -> None:
         with suppress(BlockingIOError):
@@ -116,9 +132,10 @@ class FolderWatch:
             if mask & _OVERFLOW:
                 self._begin_anew()
                 return
-            self._untouched.discard(self._before + watch)
+            number = self._before + watch
+            self._note_name(number, events[position - length : position].rstrip(b"\0"))
             if mask & _IGNORED:  # the folder is gone, and its number is not used again
-                self._watches.discard(self._before + watch)
+                self._watches.discard(number)
 
     def _begin_anew(self) -> None:
         """Events were lost. Folders may have gone, and would count as watched for good."""
@@ -127,7 +144,17 @@ class FolderWatch:
         self._descriptor = _open_instance()
         self._before = self._last
         self._watches.clear()
-        self._untouched.clear()
+        self._touched.clear()
+
+    def _note_name(self, number: int, name: bytes) -> None:
+        names = self._touched.get(number)
+        if names is None:
+            return
+        # What has no name happened to the folder itself.
+        if name and len(names) < _MAX_NAMES:
+            names.add(os.fsdecode(name))
+        else:
+            del self._touched[number]
 
 
 @contextmanager

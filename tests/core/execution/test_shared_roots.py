@@ -127,6 +127,14 @@ async def test_whatever_was_done_to_an_input_is_undone(
         await root.clean()
         await root.lay_out(tree)
         assert listed(root)["d/write"] == "text"
+    # By another name of the same file, elsewhere, of which its own folder is told nothing.
+    for beside in ("beside", "e/beside"):
+        await root.lay_out(tree, ["e"])
+        (root.folder / beside).hardlink_to(root.folder / "d/write")
+        (root.folder / beside).write_text("TEXT")
+        await root.clean()
+        await root.lay_out(tree)
+        assert listed(root) == {f"d/{name}": "text" for name in names}
     assert root.folder.stat().st_ino == inode
     assert facts(root.folder / "d/untouched") == untouched
 

@@ -117,11 +117,20 @@ class Cleaning:
         self._links = links
         self._user = user
         self._device = -1
+        self._has_met_link = False
+        self._looks_at_all = watch is None
 
     def run(self) -> None:
         """Raises OSError where something withstands; then the folder is in doubt."""
         if self._watch is not None:
             self._watch.refresh()
+        self._clean_all()
+        if self._has_met_link and not self._looks_at_all:
+            # By which an input may have been written to, without its own folder being told.
+            self._looks_at_all = True
+            self._clean_all()
+
+    def _clean_all(self) -> None:
         with OpenFolders(self._top) as folders:
             waiting = [(0, "", self._laid)]
             path: list[tuple[LaidFolder, str]] = []
@@ -165,7 +174,9 @@ class Cleaning:
 
     def _touched(self, laid: LaidFolder) -> Set[str] | None:
         """The names in a folder that alone must be looked at; None if that is not known."""
-        return None if self._watch is None else self._watch.take_touched(laid.watch)
+        if self._watch is None or self._looks_at_all:
+            return None
+        return self._watch.take_touched(laid.watch)
 
     def _begin_to_watch(self, descriptor: int, laid: LaidFolder) -> None:
         """Before the look: what happens meanwhile counts as after it."""
@@ -211,6 +222,7 @@ class Cleaning:
             if self._is_sound(entry, descriptor, laid):
                 sound.add(entry.name)
             else:
+                self._has_met_link |= not self._links and _has_another_name(entry)
                 remove_entry(entry.name, descriptor)
         for held in (laid.files, laid.symlinks, laid.folders):
             for gone in (held.keys() if names is None else held.keys() & names) - sound:
@@ -259,6 +271,10 @@ class Cleaning:
         return is_old or (
             status.st_nlink > 1 and status.st_size == laid.directory.files[name].digest.size_bytes
         )
+
+
+def _has_another_name(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_nlink > 1
 
 
 def _is_settled(laid: LaidFolder) -> bool:

@@ -3,8 +3,8 @@
 Source: inotify(7). An event is there to be read before the call that caused it has returned. There
 is none for a write to memory that a file is mapped to, until the mapping has gone and the file is
 closed: a tool that keeps an input of one request mapped for writing, and writes to it in the next
-one, is seen late. And there is none for a write by way of a hard link in another folder: a tool
-that makes one to an input, and writes to that in place, is not seen.
+one, is seen late. And there is none for a write by another name of the same file, in whatever
+folder: where such a name is found, all is to be looked at; one that has gone again is not seen.
 
 These functions block for no longer than a system call takes, and may be called from any thread.
 """

@@ -57,7 +57,7 @@ KEY_KEYS = {
 }
 WORKER_KEYS = {
     *("name", "process", "state", "in_flight", "served", "memory_bytes", "age_seconds"),
-    *("idle_seconds", "log"),
+    *("idle_seconds", "log", "tools_by"),
 }
 
 

@@ -12,14 +12,22 @@ import structlog.testing
 import trio
 import trio.testing
 
+from stoker.errors import Unavailable
 from stoker.execution.input_root import InputRoot
-from stoker.workers.plan import WorkerTerms
+from stoker.workers.plan import WorkerPlan, WorkerTerms
 from stoker.workers.pool import WorkerPool
 from stoker.workers.report import KeyReport, WorkerReport
 from stoker.workers.requests import build_request
 from stoker.workers.worker import Worker
 
-from .workshop import Work, Workshop, is_alive, read_report, wait_until_gone
+from .workshop import (
+    Work,
+    WorkerRoot,
+    Workshop,
+    is_alive,
+    read_report,
+    wait_until_gone,
+)
 
 
 async def wait_for_places(pool: WorkerPool[InputRoot], count: int) -> None:
@@ -275,6 +283,24 @@ async def test_the_newest_logs_of_ended_workers_are_kept(workshop: Workshop) -> 
         kept = sorted(log.name for log in logs.iterdir())
         assert kept == ["worker-3-Tool_Run.log", "worker-4-Tool_Run.log"]
         assert "dying words" in (logs / kept[-1]).read_text()
+
+
+async def test_a_folder_that_withstands_costs_no_more_than_itself(workshop: Workshop) -> None:
+    # For instance one that an action has made immutable: its log must not be in anybody's way.
+    class Withstanding(WorkerRoot):
+        async def remove(self) -> None:
+            await super().remove()
+            raise Unavailable("this folder withstands")
+
+    def open_folder(_: WorkerPlan, top: Path) -> InputRoot:
+        return Withstanding(top, workshop.blobs)
+
+    workshop.open_root = open_folder  # type: ignore[method-assign]  # one of another kind
+    async with workshop.pool(kept_logs=1) as pool:
+        for _ in range(2):
+            with pytest.raises(Exception, match="exited with status 3"):
+                await workshop.run(pool, await workshop.work("die", "3"))
+    # The pool says itself that nothing is left, logs among it.
 
 
 # --- reports

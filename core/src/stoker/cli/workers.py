@@ -132,7 +132,7 @@ def _because(key: admin.WorkerKeyStatus) -> str:
 
 
 def _processes(keys: Iterable[admin.WorkerKeyStatus]) -> Table:
-    table = Table("worker", "process", "state", "log", box=None, pad_edge=True)
+    table = Table("worker", "process", "state", "tools by", "log", box=None, pad_edge=True)
     for title in ("in flight", "served", "memory", "age", "idle"):
         table.add_column(title, justify="right")
     for worker in (worker for key in keys for worker in key.workers):
@@ -140,6 +140,7 @@ def _processes(keys: Iterable[admin.WorkerKeyStatus]) -> Table:
             worker.name,
             worker.process.removeprefix("process "),
             worker.state,
+            worker.tools_by,
             worker.log,
             str(worker.in_flight),
             str(worker.served),

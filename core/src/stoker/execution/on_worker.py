@@ -12,6 +12,7 @@ import trio
 from stoker.action import Outcome
 from stoker.errors import InvalidRequest, ProgramNotStarted, StokerError, TimedOut, Unavailable
 from stoker.execution.disk import on_disk
+from stoker.execution.input_root import InputRoot
 from stoker.execution.process import environment_of
 from stoker.execution.run import Ending, Run, conclude
 from stoker.execution.uploads import Uploads
@@ -119,7 +120,12 @@ class OnWorker:
                         "tools_by": plan.tools_by,
                     }
                 )
-                return await conclude(run, self._ending(run, response), folder.root, self._blobs)
+                root: InputRoot | None = folder.root
+                if response is None and not await worker.let_go():
+                    run.messages.append(f"no outputs are taken: {worker.name} may still write them")
+                    root = None
+                folder.is_open = response is None and not worker.usable
+                return await conclude(run, self._ending(run, response), root, self._blobs)
 
     @asynccontextmanager
     async def _lease(

@@ -10,6 +10,7 @@ from stoker import spi
 from stoker.resources import ByteCount
 
 ProtocolName = Annotated[str, msgspec.Meta(extra={"refers_to": "worker_protocols"})]
+_Argument = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
 _Patience = Annotated[float, msgspec.Meta(gt=0)]
@@ -36,9 +37,9 @@ class WorkerRule(spi.Settings, frozen=True):
     """Whether it then heeds ``sandbox_dir``, where the action does not say."""
     cancellation: bool | None = None
     """Whether it heeds cancel requests, where the action does not say."""
-    extra_flags: tuple[str, ...] = ()
+    extra_flags: tuple[_Argument, ...] = ()
     """What its command line ends with, behind ``--persistent_worker``."""
-    verbosity: Annotated[int, msgspec.Meta(ge=0)] = 0
+    verbosity: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
     """What requests tell it of how much to say; Bazel's ``--worker_verbose`` is 10."""
     tools: tuple[str, ...] = ()
     """Which inputs belong to the tool where the client marks none, as shell patterns of paths
@@ -98,5 +99,6 @@ class WorkerSettings(spi.Settings, frozen=True):
     max_log_bytes: ByteCount = 16 * 2**20
     """How large the log of a worker, which is its stderr, may grow before it is rotated."""
     kept_logs: Annotated[int, msgspec.Meta(ge=0)] = 32
-    """How many logs of workers that have ended are kept, as long as the server runs."""
+    """How many logs of workers that have ended are kept, for as long as the server runs. What
+    clients are to see of them is sent with the actions that fail."""
     rules: tuple[WorkerRule, ...] = ()

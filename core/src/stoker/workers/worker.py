@@ -28,6 +28,9 @@ NOT_STARTED = "no process"
 _WISHES = {FaultKind.STOPPED, FaultKind.ABANDONED}
 _BY_CANCELLATION = {FaultKind.ABANDONED, FaultKind.UNRECOVERED, FaultKind.AMBIGUOUS}
 
+# What a tool may do that is spoken to in a protocol that it does not know.
+_MISUNDERSTANDINGS = {FaultKind.GARBAGE, FaultKind.CLOSED_STDIN, FaultKind.CLOSED_STDOUT}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerMachinery:
@@ -79,6 +82,7 @@ class Worker(Generic[FolderT]):
         self._wanted = trio.Event()
         self._waiting_for_start = 0
         self._settled = trio.Event()  # whether it could be started is known
+        self._gone = trio.Event()  # nothing is left of the process
         self._start_error: Exception | None = None
         self._end_error: Exception | None = None
         self._process: Process | None = None
@@ -176,6 +180,20 @@ class Worker(Generic[FolderT]):
             await self._conversation.recover(self._machinery.cancel_grace_seconds)
         return self.usable
 
+    async def let_go(self) -> bool:
+        """Wait until nothing that was given up is worked on any more: it was answered, which
+        `recover` waits for, or the process is gone. Returns False where neither can be waited for,
+        as one that cannot be told goes on with others' requests.
+
+        Calls may overlap; cancellation leaves all as it is.
+        """
+        if await self.recover():
+            return True
+        if self._exchanges.fault is None:
+            return False
+        await self._gone.wait()
+        return True
+
     async def measure_memory(self) -> int | None:
         """How many bytes its process uses with all that came of it; None if nobody can tell."""
         if self._process is None:
@@ -199,6 +217,12 @@ class Worker(Generic[FolderT]):
             excerpt=fault.excerpt,
             exit=fault.exit,
             log_tail=self._log_file.read_tail(),
+            unproven_protocol=self.plan.protocol if self._is_unproven(fault) else "",
+        )
+
+    def _is_unproven(self, fault: Fault) -> bool:
+        return not self.served and (
+            fault.kind in _MISUNDERSTANDINGS or (fault.exit is not None and not fault.exit.signal)
         )
 
     # --- for the pool ---------------------------------------------------------------------------
@@ -220,6 +244,7 @@ class Worker(Generic[FolderT]):
             self._exchanges.fail(STOPPED)
             self._process = None
             self._settled.set()
+            self._gone.set()
 
     def retire(self) -> None:
         """End the process politely, without waiting: close its stdin, and be patient."""

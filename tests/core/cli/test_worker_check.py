@@ -226,6 +226,7 @@ def test_other_programs_are_told_by_what_they_do(
         (["--", "@params"], 2, "no program is named"),
         (["--protocol=jsn", "--", "true"], 2, "did you mean 'json'?"),
         ([], 2, "Missing argument"),
+        (["--input=/etc/hostname", "--", "true", "@params"], 2, "hostname is not below /"),
     ],
 )
 def test_what_cannot_be_tried_is_an_error(

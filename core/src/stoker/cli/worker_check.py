@@ -196,6 +196,8 @@ def _digests(directory: Path, inputs: Iterable[Path]) -> Iterator[tuple[str, byt
     """Each file by its path below `directory`, with the text of its SHA-256 as Bazel has it."""
     for path in inputs:
         place = directory / path
+        if not place.absolute().is_relative_to(directory.absolute()):
+            raise click.UsageError(f"--input {path} is not below {directory.absolute()}")
         files = sorted(file for file in place.rglob("*") if file.is_file())
         for file in files if place.is_dir() else [place]:
             digest = hashlib.sha256(file.read_bytes()).hexdigest()

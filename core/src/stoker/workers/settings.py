@@ -48,6 +48,7 @@ class WorkerRule(spi.Settings, frozen=True):
     """Whether an action with a container image may use a worker although it does not say
     ``dockerReuse=True``."""
     max_workers_per_key: _Count | None = None
+    """In place of the setting of that name, as are the next three."""
     max_workers_per_mnemonic: _Count | None = None
     max_requests: _Count | None = None
     max_requests_in_flight: _Count | None = None
@@ -66,8 +67,9 @@ class WorkerSettings(spi.Settings, frozen=True):
     max_workers_per_mnemonic: _Count | None = None
     """How many may be of one mnemonic, whatever else they differ in; unset for no bound."""
     max_memory_bytes: ByteCount | None = None
-    """How much memory all workers may use together, as it is measured; above it idle ones are
-    ended, the largest first. Unset for no bound."""
+    """How much memory all workers may use together, as it is measured. Above it no other is
+    started, and idle ones are ended, the largest first and those of high priority last; if that
+    is not enough, busy ones once they are idle. Unset for no bound."""
     max_worker_memory_bytes: ByteCount | None = None
     """How much memory one worker may use, as it is measured: above it, it is ended once it is
     idle. Unset for no bound."""
@@ -79,7 +81,8 @@ class WorkerSettings(spi.Settings, frozen=True):
     """After how long without a request a worker is ended."""
     quit_after_invocation_seconds: _Patience | None = None
     """How long after the last action of an invocation of the build tool the idle workers that
-    served it last are ended; unset for leaving that to `idle_seconds`."""
+    served it last are ended; unset for leaving that to `idle_seconds`. Actions of no invocation,
+    whose client names none, have none end."""
     cancel_grace_seconds: _Seconds = 5.0
     """How long a worker may take to answer after it was sent a cancel request."""
     shutdown_grace_seconds: _Seconds = 5.0
@@ -91,7 +94,7 @@ class WorkerSettings(spi.Settings, frozen=True):
     one_shot_fallback: bool = True
     """Whether an action that workers have failed is then run without one; otherwise it fails, as
     unavailable."""
-    max_response_bytes: _Count = 64 * 1024 * 1024
+    max_response_bytes: ByteCount = 64 * 2**20
     """How large one response may be."""
     max_log_bytes: ByteCount = 16 * 2**20
     """How large the log of a worker, which is its stderr, may grow before it is rotated."""

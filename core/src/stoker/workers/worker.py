@@ -26,6 +26,7 @@ _log = structlog.get_logger(__name__)
 NOT_STARTED = "no process"
 
 _WISHES = {FaultKind.STOPPED, FaultKind.ABANDONED}
+_BY_CANCELLATION = {FaultKind.ABANDONED, FaultKind.UNRECOVERED, FaultKind.AMBIGUOUS}
 
 # What a tool may do that is spoken to in a protocol that it does not know.
 _MISUNDERSTANDINGS = {FaultKind.GARBAGE, FaultKind.CLOSED_STDIN, FaultKind.CLOSED_STDOUT}
@@ -119,6 +120,12 @@ class Worker(Generic[FolderT]):
         )
 
     @property
+    def spent_by_cancellation(self) -> bool:
+        """Whether it takes no other request because one was given up."""
+        refusal = self._exchanges.refusal
+        return refusal is not None and refusal.kind in _BY_CANCELLATION
+
+    @property
     def recovering(self) -> bool:
         """Whether it has yet to answer a request that was cancelled."""
         return self._exchanges.recovering
@@ -189,7 +196,17 @@ class Worker(Generic[FolderT]):
 
     async def measure_memory(self) -> int | None:
         """How many bytes its process uses with all that came of it; None if nobody can tell."""
-        return None if self._process is None else await self._process.measure_memory()
+        if self._process is None:
+            return None
+        try:
+            return await self._process.measure_memory()
+        except Exception as error:  # noqa: BLE001  # one strategy's plugin must not end the pool
+            _log.error("worker's memory not measured", worker=self.name, exc_info=error)
+            return None
+
+    def read_log(self, max_bytes: int) -> bytes:
+        """The end of what its process has written to stderr. Blocks as long as a disk may."""
+        return self._log_file.read_end(max_bytes)
 
     def _failed(self, fault: Fault, *, answered: bool) -> WorkerFailed:
         return WorkerFailed(

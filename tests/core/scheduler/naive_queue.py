@@ -56,6 +56,7 @@ class Request(NamedTuple):
             timeout_seconds=None,
             metadata=reapi.RequestMetadata(tool_invocation_id=self.invocation),
             mnemonic=self.mnemonic,
+            target=self.name,
         )
 
 
@@ -172,8 +173,12 @@ class NaiveQueue:
         handed_out = list(assignments)
         saved: set[str] = set()
         without_room: set[Kind] = set()
-        while candidates := [t for t in self.waiting if t.kind not in without_room]:
-            task = min(candidates, key=self.rank)
+        # Where no slot is free nothing can begin, and what is saved for whom does not matter.
+        while (self.slots["linux"] or self.slots["any"]) and (
+            candidates := [t for t in self.waiting if t.kind not in without_room]
+        ):
+            standings = self.all_standings()
+            task = min(candidates, key=lambda task: self.rank(task, standings))
             fitting = {e for e in EXECUTORS if e not in saved and self.has_room(task, e)}
             if fitting:
                 assert handed_out, "one that has room was passed over"
@@ -222,30 +227,32 @@ class NaiveQueue:
             and dict(task.kind.amounts).get("licences", 0) <= self.licences_left(executor)
         )
 
-    def held_by(self, *name: str) -> int:
-        """What counts for a tenant or an invocation."""
-        held = 0
+    def all_standings(self) -> dict[tuple[str, ...], tuple[int, float, int]]:
+        """Where each tenant and each invocation stands."""
+        held = dict.fromkeys(self.standings, 0)
         for task in (*self.running, *self.ending):
-            if self.owners[task][0][: len(name)] == name:
-                assert task.executor
-                capacity = EXECUTORS[task.executor].capacity
-                share, total = capacity.share(task.kind.request), capacity.total
-                by_memory = share.memory_bytes * total.millicpus // total.memory_bytes
-                held += max(share.millicpus, by_memory, 1)
-        return held
+            tenant, run = self.owners[task][0]
+            held[tenant,] += self.weight(task)
+            held[tenant, run] += self.weight(task)
+        return {name: (held[name], s.turn, s.number) for name, s in self.standings.items()}
 
-    def standing(self, *name: str) -> tuple[int, float, int]:
-        known = self.standings[name]
-        return (self.held_by(*name), known.turn, known.number)
+    def weight(self, task: Task) -> int:
+        """What a task that has an executor counts for."""
+        assert task.executor
+        capacity = EXECUTORS[task.executor].capacity
+        share, total = capacity.share(task.kind.request), capacity.total
+        return max(share.millicpus, share.memory_bytes * total.millicpus // total.memory_bytes, 1)
 
-    def rank(self, task: Task) -> tuple[object, ...]:
+    def rank(
+        self, task: Task, standings: Mapping[tuple[str, ...], tuple[int, float, int]]
+    ) -> tuple[object, ...]:
         oldest = min((t for t in self.waiting if t.kind == task.kind), key=_sequence)
         if task is oldest and self.is_overdue(task) and self.passes.get(task.kind, 0) >= MAX_PASSES:
             return (0, task.sequence)
         level = (self.priorities[task], task.action.mnemonic != FAVOURED)
         return min(
-            (1, self.standing(tenant), level, self.standing(tenant, run), task.sequence)
-            for tenant, run in self.owners[task]
+            (1, standings[owner[:1]], level, standings[owner], task.sequence)
+            for owner in self.owners[task]
         )
 
     def is_overdue(self, task: Task) -> bool:

@@ -12,9 +12,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
+from stoker.scheduler.queue import Task
+
 from .naive_queue import AGEING_SECONDS, EXECUTORS, FAVOURED, NaiveQueue, Request
 
-STEPS = int(os.environ.get("STOKER_QUEUE_STEPS", "8000"))
+STEPS = int(os.environ.get("STOKER_QUEUE_STEPS", "5000"))
 
 NAMES = "abcdefgh"
 TENANTS = ("", "other", "third")
@@ -96,27 +98,41 @@ QueueModel.TestCase.settings = settings(max_examples=40, stateful_step_count=40,
 TestQueueModel = QueueModel.TestCase
 
 
+def random_request(choice: random.Random) -> Request:
+    return Request(
+        choice.choice(NAMES),
+        choice.choice(TENANTS),
+        choice.choice(INVOCATIONS),
+        choice.choice(PRIORITIES),
+        choice.choice(MNEMONICS),
+        platform_of({name: choice.choice(values) for name, values in ASKED.items()}),
+        choice.random() < 0.7,
+    )
+
+
+def twin_of(task: Task, request: Request) -> Request:
+    """The action of `task`, asked for by another invocation at another priority."""
+    return request._replace(
+        name=task.action.target,
+        tenant=task.action.namespace,
+        mnemonic=task.action.mnemonic,
+        platform=task.action.platform,
+    )
+
+
 def step(model: NaiveQueue, choice: random.Random) -> None:
     """One call, such that the queue fills up and runs dry in turns."""
     way = choice.random()
     if way < 0.4:
-        asked = {name: choice.choice(values) for name, values in ASKED.items()}
-        model.add(
-            Request(
-                choice.choice(NAMES),
-                choice.choice(TENANTS),
-                choice.choice(INVOCATIONS),
-                choice.choice(PRIORITIES),
-                choice.choice(MNEMONICS),
-                platform_of(asked),
-                choice.random() < 0.7,
-            )
-        )
+        request = random_request(choice)
+        if model.waiting and way < 0.1:
+            request = twin_of(choice.choice(model.waiting), request)
+        model.add(request)
     elif way < 0.65:
         executor = choice.choice([*EXECUTORS])
         if model.slots[executor] < 4:
             model.offer(executor)
-    elif way < 0.78 and model.running:
+    elif way < 0.76 and model.running:
         model.complete(choice.choice(model.running))
     elif way < 0.92 and model.ending:
         model.release(choice.choice(model.ending))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+
 from stoker.action import LoadedAction
 from stoker.digest import SHA256
 from stoker.errors import FailedPrecondition, InvalidRequest, Overloaded

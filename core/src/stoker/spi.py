@@ -529,6 +529,9 @@ class ProcessSpec:
     root_changes: bool = False
     """Whether files below `root` are added, replaced and removed by the server while the process
     lives, as for a persistent worker; it must see that."""
+    namespace: str = ""
+    """The instance whose action it is: what a strategy keeps from one process for the next is
+    never shared between two namespaces."""
 
 
 class ResourceUsage(NamedTuple):

@@ -52,4 +52,5 @@ def process_spec(action: LoadedAction, folders: ActionFolders) -> ProcessSpec:
         stdout=folders.stdout,
         stderr=folders.stderr,
         properties=action.platform,
+        namespace=action.namespace,
     )

@@ -74,6 +74,7 @@ class WorkerMaker(Generic[FolderT]):
             stderr=log,
             properties=action.platform,
             root_changes=True,
+            namespace=action.namespace,
         )
         return Worker(
             name=name,

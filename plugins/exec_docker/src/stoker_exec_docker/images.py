@@ -1,0 +1,165 @@
+"""Which image a name stands for now, and fetching those that the engine lacks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from stoker import spi
+from stoker_exec_docker.engine import Engine, Facts, NoSuchThing, NotAnswering, Refused
+from stoker_exec_docker.settings import PullPolicy
+
+# What registries and engines say of a name that will not become right by itself (ISO-02).
+_LASTING: Final = (
+    "not found",
+    "manifest unknown",
+    "name unknown",
+    "does not exist",
+    "denied",
+    "unauthorized",
+    "authentication required",
+    "invalid reference",
+    "invalid repository name",
+    "invalid tag",
+    "no matching manifest",
+    "is not a valid",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that the engine has."""
+
+    name: str
+    """As it was asked for."""
+    digest: str
+    """Of its configuration, ``sha256:…``: it decides all that a process sees of it."""
+    repository_digests: tuple[str, ...] = ()
+    """What it is called where it can be fetched, ``repository@sha256:…``."""
+    volumes: tuple[str, ...] = ()
+    """Folders that it wants writable."""
+    variables: tuple[str, ...] = ()
+    """Names of its own environment, which no action gets."""
+
+
+@dataclass(slots=True)
+class _Pull:
+    done: trio.Event = field(default_factory=trio.Event)
+    error: spi.StokerError | None = None
+
+
+class Images:
+    """The engine's images. Calls may overlap: one image is fetched once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        nursery: trio.Nursery,
+        *,
+        policy: PullPolicy,
+        pull_again_seconds: float,
+    ) -> None:
+        self._engine = engine
+        self._nursery = nursery
+        self._policy = policy
+        self._pull_again_seconds = pull_again_seconds
+        self._pulls: dict[str, _Pull] = {}
+        self._pulled_at: dict[str, float] = {}
+
+    async def find(self, name: str) -> Image:
+        """The image that `name` stands for now, fetched if need be.
+
+        A failure is never remembered: the next call asks again. Raises FailedPrecondition for a
+        name under which there is nothing, or nothing for us, and Unavailable otherwise.
+        Cancelled, a fetch that was begun goes on, for others and for later.
+        """
+        if self._is_due(name):
+            await self._pull(name)
+        image = await self._look(name)
+        if image is None and self._policy != "never":
+            await self._pull(name)
+            image = await self._look(name)
+        if image is None:
+            raise spi.FailedPrecondition(
+                f"the container engine has no image {name}, and images are not pulled here"
+            )
+        return image
+
+    def _is_due(self, name: str) -> bool:
+        # What is named by its digest stays what it is.
+        if self._policy != "always" or "@" in name or name.startswith("sha256:"):
+            return False
+        age_seconds = trio.current_time() - self._pulled_at.get(name, -math.inf)
+        return age_seconds >= self._pull_again_seconds
+
+    async def _look(self, name: str) -> Image | None:
+        try:
+            facts = await self._engine.inspect_image(name)
+        except NoSuchThing:
+            return None
+        except Refused as error:
+            raise _failure(name, str(error)) from error
+        return _image(name, facts)
+
+    async def _pull(self, name: str) -> None:
+        """Take part in the one pull of this name."""
+        pull = self._pulls.get(name)
+        if pull is None:
+            pull = self._pulls[name] = _Pull()
+            # Not in the task of who asks first: were that cancelled, others still wait for it.
+            self._nursery.start_soon(self._run_pull, name, pull)
+        await pull.done.wait()
+        if pull.error is not None:
+            raise pull.error.again()
+
+    async def _run_pull(self, name: str, pull: _Pull) -> None:
+        try:
+            await self._engine.pull(*split_name(name))
+            self._pulled_at[name] = trio.current_time()
+        except (NoSuchThing, Refused) as error:
+            pull.error = _failure(name, str(error))
+        except NotAnswering as error:
+            pull.error = error
+        finally:
+            del self._pulls[name]
+            pull.done.set()
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The repository, and the tag or digest; ``latest`` without either."""
+    repository, at, digest = name.partition("@")
+    if at:
+        return _without_tag(repository), digest
+    head, colon, tag = name.rpartition(":")
+    # A colon before the last slash is that of a port.
+    if colon and "/" not in tag:
+        return head, tag
+    return name, "latest"
+
+
+def _without_tag(repository: str) -> str:
+    head, colon, tag = repository.rpartition(":")
+    return head if colon and "/" not in tag else repository
+
+
+def _failure(name: str, said: str) -> spi.StokerError:
+    message = f"image {name} cannot be had: {said}"
+    if any(phrase in said.lower() for phrase in _LASTING):
+        return spi.FailedPrecondition(message)
+    return spi.Unavailable(message)
+
+
+def _image(name: str, facts: Facts) -> Image:
+    configuration = facts.get("Config") or {}
+    digests: Sequence[str] = facts.get("RepoDigests") or ()
+    return Image(
+        name=name,
+        digest=str(facts["Id"]),
+        repository_digests=tuple(digests),
+        volumes=tuple(sorted(configuration.get("Volumes") or ())),
+        variables=tuple(variable.partition("=")[0] for variable in configuration.get("Env") or ()),
+    )

@@ -1,0 +1,356 @@
+"""One process in a container that it has to itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Final
+
+import trio
+
+from stoker import spi
+from stoker_exec_docker.connection import Connection, start_command
+from stoker_exec_docker.container import Container
+from stoker_exec_docker.engine import Engine, Facts, NoSuchThing, Refused
+from stoker_exec_docker.frames import STDERR, Frame, FrameDecoder
+from stoker_exec_docker.handover import handed_over
+from stoker_exec_docker.pipes import Stdin, Stdout
+from stoker_exec_docker.program import find_program
+
+# Starting a command takes an engine longer than this, seeing its end does not.
+_START_PAUSE_SECONDS: Final = 0.03
+_FIRST_PAUSE_SECONDS: Final = 0.005
+_LONGEST_PAUSE_SECONDS: Final = 0.1
+_KILL_BOUND_SECONDS: Final = 20.0
+_START_BOUND_SECONDS: Final = 2.0
+_APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_REPLACE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# Not SIGHUP: 129 is an exit code that programs choose themselves.
+_FATAL_SIGNALS: Final = frozenset(
+    {
+        *(signal.SIGINT, signal.SIGQUIT, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT),
+        *(signal.SIGBUS, signal.SIGFPE, signal.SIGKILL, signal.SIGUSR1, signal.SIGSEGV),
+        *(signal.SIGUSR2, signal.SIGPIPE, signal.SIGALRM, signal.SIGTERM, signal.SIGXCPU),
+        *(signal.SIGXFSZ, signal.SIGSYS),
+    }
+)
+
+
+class ContainerLost(Exception):
+    """The container is no longer there, or its engine; nothing was started."""
+
+
+class DockerProcess(spi.Process):
+    """See :class:`stoker.spi.Process`. Whoever calls `begin` calls `end`, whatever happened."""
+
+    def __init__(
+        self, engine: Engine, nursery: trio.Nursery, container: Container, spec: spi.ProcessSpec
+    ) -> None:
+        self.name = f"a command in {container.name}"
+        self._engine = engine
+        self._nursery = nursery
+        self._container = container
+        self._spec = spec
+        self._files = ExitStack()
+        self._command = ""
+        self._connection: Connection | None = None
+        self._may_run = False
+        """Whether the engine was asked to start it, and its end is not known."""
+        self._is_known = False
+        """Whether it has been seen running, or ended."""
+        self._pumped = trio.Event()
+        self._exited = trio.Event()
+        self._ended = False
+        self._exit: spi.Exit | None = None
+        self._failure: spi.StokerError | None = None
+        self._life = trio.CancelScope(shield=True)
+        self._output = Stdout() if spec.stdout is None else None
+        self._log = -1
+        self._out = -1
+
+    # --- beginning -------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Start it. Raises what `ExecutionStrategy.start` raises, and ContainerLost."""
+        program = await trio.to_thread.run_sync(self._admit)
+        try:
+            self._command = await self._prepare(program)
+        except (NoSuchThing, Refused) as error:
+            raise ContainerLost(str(error)) from error
+        self._may_run = True
+        self._connection = await start_command(self._engine, self._command)
+        if self._output is not None:
+            self.stdin, self.stdout = Stdin(self._connection), self._output
+        self._nursery.start_soon(self._attend, self._connection)
+
+    def _admit(self) -> str:
+        """Let the container see the folders, and look for the program there."""
+        container, spec = self._container, self._spec
+        try:
+            container.admit(spec)
+            user = container.plan.wishes.user
+            self._files.enter_context(handed_over((spec.root, spec.temporary_directory), user))
+            self._open_files()
+        except OSError as error:
+            container.usable = False
+            raise spi.Unavailable(f"{container.name} cannot be prepared: {error}") from error
+        program = find_program(container.inside, spec, user)
+        self._check_working_directory()
+        return program
+
+    def _check_working_directory(self) -> None:
+        inside, folder = self._container.inside, self._spec.working_directory
+        resolved = inside.resolve(os.path.join(self._spec.root, folder))
+        if resolved is None or not inside.is_folder(resolved):
+            raise spi.FailedPrecondition(
+                f"the working directory {folder or '.'} leads to no directory"
+            )
+
+    def _open_files(self) -> None:
+        self._log = self._open(os.open(self._spec.stderr, _APPEND, 0o600))
+        if self._spec.stdout is not None:
+            self._out = self._open(os.open(self._spec.stdout, _REPLACE, 0o600))
+
+    def _open(self, descriptor: int) -> int:
+        self._files.callback(os.close, descriptor)
+        return descriptor
+
+    async def _prepare(self, program: str) -> str:
+        spec = self._spec
+        argv, environment = self._as_the_engine_takes_it(program)
+        return await self._engine.prepare_command(
+            self._container.identity,
+            argv,
+            environment=environment,
+            working_directory=os.path.join(spec.root, spec.working_directory),
+            user=self._container.plan.wishes.user,
+            stdin=spec.stdout is None,
+            privileged=self._container.plan.wishes.privileged,
+        )
+
+    def _as_the_engine_takes_it(self, program: str) -> tuple[Sequence[str], Sequence[str]]:
+        """The command and its variables: a name without a value is one that is taken away."""
+        given = self._spec.environment
+        env = self._container.env_program
+        variables = [f"{name}={value}" for name, value in given.items()]
+        argv = list(self._spec.argv)
+        if "/" not in argv[0] and not given.get("PATH"):
+            # Engines look a bare name up in the PATH that the process has.
+            argv[0] = program
+        if self._engine.is_podman:
+            return ([env, "-i", *variables, *argv] if env else argv), variables
+        if not given.get("HOME") and env:
+            # Engines set it where it is empty; who is started by `env` is rid of that.
+            argv = [env, *(["HOME="] if "HOME" in given else ["-u", "HOME"]), *argv]
+        unwanted = {"HOSTNAME", "PATH", *self._container.plan.image.variables} - given.keys()
+        return argv, [*variables, *sorted(unwanted)]
+
+    # --- while it lives --------------------------------------------------------------------------
+
+    async def _attend(self, connection: Connection) -> None:
+        with self._life:
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._pump, connection)
+                    self._exit = await self._watch()
+                    nursery.cancel_scope.cancel()
+            except* spi.StokerError as group:
+                self._failure = self._failure or _first(group)
+            except* (NoSuchThing, Refused, OSError) as group:
+                self._failure = self._failure or spi.Unavailable(
+                    f"{self.name} was lost: {group.exceptions[0]}"
+                )
+        self._exited.set()
+        if self._output is not None:
+            self._output.end()
+
+    async def _pump(self, connection: Connection) -> None:
+        decoder = FrameDecoder()
+        try:
+            while data := await connection.receive():
+                await self._deliver(decoder.feed(data))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # What became of the process is told by others.
+            return
+        finally:
+            self._pumped.set()
+            if self._output is not None:
+                self._output.end()
+
+    async def _deliver(self, frames: Sequence[Frame]) -> None:
+        files: list[tuple[int, bytes]] = []
+        for frame in frames:
+            if frame.stream == STDERR:
+                files.append((self._log, frame.data))
+            elif self._output is None:
+                files.append((self._out, frame.data))
+            else:
+                await self._output.feed(frame.data)
+        if files:
+            await trio.to_thread.run_sync(_write_all, files)
+
+    async def _watch(self) -> spi.Exit:
+        """Wait for its end, kill what it left, and tell how it ended."""
+        facts = await self._wait_until_known()
+        self._is_known = True
+        if facts["Running"]:
+            await self._wait_for_end(int(facts["Pid"]))
+            # What it left may hold its outputs open.
+            await trio.to_thread.run_sync(self._container.kill)
+            facts = await self._wait_until_over()
+        if self._output is None:
+            await self._pumped.wait()
+        return await self._read_exit(facts)
+
+    async def _wait_until_known(self) -> Facts:
+        pause_seconds = _START_PAUSE_SECONDS
+        while True:
+            with trio.move_on_after(pause_seconds):
+                await self._pumped.wait()
+            facts = await self._engine.inspect_command(self._command)
+            if (facts["Running"] and facts["Pid"]) or self._is_over(facts):
+                return facts
+            pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
+            if self._pumped.is_set():
+                await trio.sleep(pause_seconds)
+
+    def _is_over(self, facts: Facts) -> bool:
+        if facts["Running"] or facts["ExitCode"] is None:
+            return False
+        # Podman says 0 from the beginning: only the end of the streams tells.
+        return not self._engine.is_podman or self._pumped.is_set()
+
+    async def _wait_for_end(self, pid: int) -> None:
+        """Until the process has ended, whoever else holds its outputs."""
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            # The number may have been given to another since.
+            if self._container.is_member(pid):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._ask_when_streams_end)
+                    await trio.lowlevel.wait_readable(descriptor)
+                    nursery.cancel_scope.cancel()
+        finally:
+            os.close(descriptor)
+
+    async def _ask_when_streams_end(self) -> None:
+        """Find out whether it was the process that ended them, or an engine that went away."""
+        await self._pumped.wait()
+        await self._engine.inspect_command(self._command)
+
+    async def _wait_until_over(self) -> Facts:
+        pause_seconds = _FIRST_PAUSE_SECONDS
+        while not self._is_over(facts := await self._engine.inspect_command(self._command)):
+            await trio.sleep(pause_seconds)
+            pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
+        return facts
+
+    async def _read_exit(self, facts: Facts) -> spi.Exit:
+        code = int(facts["ExitCode"]) & 255
+        if not facts["Pid"] and not self._engine.is_podman:
+            self._container.usable = False
+            raise spi.Unavailable(f"the container engine has not started {self.name}")
+        number = code - 128
+        died = await self._is_container_out_of_memory() if code == 137 else False
+        breach = await trio.to_thread.run_sync(
+            partial(self._container.breach, code, out_of_memory=died)
+        )
+        return spi.Exit(
+            code,
+            signal.Signals(number) if number in _FATAL_SIGNALS else None,
+            breach,
+            await trio.to_thread.run_sync(self._container.usage),
+        )
+
+    async def _is_container_out_of_memory(self) -> bool:
+        try:
+            state = (await self._engine.inspect(self._container.identity))["State"]
+        except (NoSuchThing, Refused):
+            return False
+        if not state["Running"]:
+            self._container.usable = False
+        return bool(state["OOMKilled"])
+
+    async def wait(self) -> spi.Exit:
+        """See :class:`stoker.spi.Process`. Raises Unavailable if the engine was lost."""
+        await self._exited.wait()
+        if self._exit is None:
+            raise self._failure or spi.Unavailable(f"the end of {self.name} was not seen")
+        return self._exit
+
+    def terminate(self) -> None:
+        """See :class:`stoker.spi.Process`."""
+        if not self._ended and not self._exited.is_set():
+            self._container.terminate()
+
+    async def measure_memory(self) -> int | None:
+        """See :class:`stoker.spi.Process`."""
+        return await trio.to_thread.run_sync(self._container.memory_bytes)
+
+    # --- ending ----------------------------------------------------------------------------------
+
+    async def end(self) -> None:
+        """Leave nothing of it. Shielded. Raises Unavailable if something withstands."""
+        self._ended = True
+        with trio.CancelScope(shield=True):
+            try:
+                await self._end_processes()
+            finally:
+                self._life.cancel()
+                if self._connection is not None:
+                    self._connection.close()
+                if self._output is not None:
+                    self._output.close()
+                await trio.to_thread.run_sync(self._files.close)
+
+    async def _end_processes(self) -> None:
+        if self._may_run and not self._is_known and not await self._becomes_known():
+            # It may begin at any moment: only with the container it surely does not.
+            await self._engine_removes()
+            return
+        try:
+            with trio.fail_after(_KILL_BOUND_SECONDS):
+                await trio.to_thread.run_sync(self._container.settle)
+        except (spi.Unavailable, OSError, trio.TooSlowError):
+            await self._engine_removes()
+
+    async def _becomes_known(self) -> bool:
+        with (
+            trio.move_on_after(_START_BOUND_SECONDS),
+            suppress(NoSuchThing, Refused, spi.Unavailable),
+        ):
+            await self._wait_until_known()
+            return True
+        return False
+
+    async def _engine_removes(self) -> None:
+        self._container.usable = False
+        try:
+            await self._engine.remove(self._container.identity)
+        except (NoSuchThing, Refused) as error:
+            raise spi.Unavailable(f"{self.name} cannot be ended: {error}") from error
+        finally:
+            with suppress(spi.Unavailable, OSError):
+                await trio.to_thread.run_sync(self._container.settle)
+
+
+def _first(group: BaseExceptionGroup[spi.StokerError]) -> spi.StokerError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, spi.StokerError)
+    return error
+
+
+def _write_all(pieces: Sequence[tuple[int, bytes]]) -> None:
+    for descriptor, data in pieces:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]

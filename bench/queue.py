@@ -40,7 +40,7 @@ METADATA = [reapi.RequestMetadata(tool_invocation_id=str(i)) for i in range(INVO
 def measure(*, quick: bool) -> list[Row]:
     """The row of a queue a hundred times as long."""
     few, many = (100, 1_000) if quick else (1_000, 100_000)
-    return trio.run(_measure, few, many, 200 if quick else 20_000, 2 if quick else 7)
+    return trio.run(_measure, few, many, 200 if quick else 4_000, 2 if quick else 5)
 
 
 async def _measure(few: int, many: int, operations: int, rounds: int) -> list[Row]:

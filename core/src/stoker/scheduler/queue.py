@@ -218,23 +218,27 @@ class Queue:
         assignments: list[Assignment] = []
         saved: set[str] = set()
         without_room: set[Kind] = set()
-        while self.queued and self._any_slot(saved):
-            task = self._next(without_room, now)
-            if task is None:
-                break
-            if executor := self._room_for(task, saved):
-                self._hand_over(task, executor, now)
-                assignments.append(Assignment(task, executor))
-            else:
-                self._save_for(task, saved)
-                without_room.add(task.kind)
+        # Who has its turn may be another one after each start.
+        while self.queued and (begun := self._start_next(saved, without_room, now)):
+            assignments.append(begun)
         return assignments
 
-    def _next(self, without_room: Collection[Kind], now: float) -> Task | None:
-        """The next task of the groups that are not known to find no room."""
-        heads = (head for kind, head in self._heads(now) if kind not in without_room)
-        _, task = min(heads, key=_rank, default=(None, None))
-        return task
+    def _start_next(
+        self, saved: set[str], without_room: set[Kind], now: float
+    ) -> Assignment | None:
+        """Hand out the first in order of rank that has room. For those before it, which are put
+        into `without_room` by their kinds, executors are `saved`."""
+        if not self._any_slot(saved):
+            return None
+        for _, task in sorted(h for kind, h in self._heads(now) if kind not in without_room):
+            if executor := self._room_for(task, saved):
+                self._hand_over(task, executor, now)
+                return Assignment(task, executor)
+            self._save_for(task, saved)
+            without_room.add(task.kind)
+            if not self._any_slot(saved):
+                break
+        return None
 
     def _heads(self, now: float) -> Iterator[tuple[Kind, tuple[Rank, Task]]]:
         overdue_since = now - self._policy.ageing_seconds
@@ -315,7 +319,3 @@ class Queue:
             self.queued += change
         elif task.stage is Stage.EXECUTING:
             self.executing += change
-
-
-def _rank(head: tuple[Rank, Task]) -> Rank:
-    return head[0]

@@ -177,8 +177,8 @@ class NaiveQueue:
         while (self.slots["linux"] or self.slots["any"]) and (
             candidates := [t for t in self.waiting if t.kind not in without_room]
         ):
-            standings = self.all_standings()
-            task = min(candidates, key=lambda task: self.rank(task, standings))
+            standings, oldest = self.all_standings(), self.oldest()
+            task = min(candidates, key=lambda t: self.rank(t, standings, oldest[t.kind]))
             fitting = {e for e in EXECUTORS if e not in saved and self.has_room(task, e)}
             if fitting:
                 assert handed_out, "one that has room was passed over"
@@ -244,9 +244,11 @@ class NaiveQueue:
         return max(share.millicpus, share.memory_bytes * total.millicpus // total.memory_bytes, 1)
 
     def rank(
-        self, task: Task, standings: Mapping[tuple[str, ...], tuple[int, float, int]]
+        self,
+        task: Task,
+        standings: Mapping[tuple[str, ...], tuple[int, float, int]],
+        oldest: Task,
     ) -> tuple[object, ...]:
-        oldest = min((t for t in self.waiting if t.kind == task.kind), key=_sequence)
         if task is oldest and self.is_overdue(task) and self.passes.get(task.kind, 0) >= MAX_PASSES:
             return (0, task.sequence)
         level = (self.priorities[task], task.action.mnemonic != FAVOURED)
@@ -255,12 +257,19 @@ class NaiveQueue:
             for owner in self.owners[task]
         )
 
+    def oldest(self) -> dict[Kind, Task]:
+        """The first to come of each kind that waits."""
+        # A later entry of a key takes the place of an earlier one.
+        backwards = sorted(self.waiting, key=_sequence, reverse=True)
+        return {task.kind: task for task in backwards}
+
     def is_overdue(self, task: Task) -> bool:
         return self.now - task.queued_at >= AGEING_SECONDS
 
     def begin(self, task: Task, executor: str) -> None:
-        for kind in {t.kind for t in self.waiting if executor in t.kind.eligible}:
-            oldest = min((t for t in self.waiting if t.kind == kind), key=_sequence)
+        for kind, oldest in self.oldest().items():
+            if executor not in kind.eligible:
+                continue
             if oldest is task or not self.is_overdue(oldest):
                 self.passes[kind] = 0
             elif task.sequence > oldest.sequence:

@@ -21,6 +21,7 @@ from bench import (
     one_shot,
     outputs,
     process_starts,
+    queue,
     real_workers,
     report,
     rpc_unary,
@@ -41,6 +42,7 @@ MEASUREMENTS = {
     "local_strategy": local_strategy.measure,
     "outputs": outputs.measure,
     "storage": storage.measure,
+    "queue": queue.measure,
     "buckets": buckets.measure,
 }
 

@@ -44,6 +44,7 @@ ROWS = {
     "memory with": 1,
     "evict": 1,
     "S3": 6,
+    "queue": 1,
 }
 
 

@@ -202,6 +202,22 @@ RULES = MAIN + '[executors.x]\nstrategy="local"\n[[executors.x.workers.rules]]\n
             MAIN + '[executors.x]\nstrategy="local"\nlimits={default_timeout_seconds=1e9}',
             "default_timeout_seconds is above maximum_timeout_seconds",
         ),
+        # scheduling
+        (MAIN + "[scheduler]\nageing_seconds = -1.0", "ageing_seconds: expected a number >= 0"),
+        (
+            MAIN + '[scheduler.properties]\nPool = "equal"',
+            "[scheduler] properties[...]: ",
+        ),
+        (
+            MAIN + '[scheduler.properties]\ncpus = "exact"',
+            "[scheduler.properties] 'cpus' asks for processors or memory, and is always consumed",
+        ),
+        (
+            MAIN
+            + '[scheduler.properties]\ngpus = "consumed"\n'
+            + '[executors.x]\nstrategy="local"\nproperties={gpus="some"}',
+            "properties: gpus is 'consumed' by [scheduler.properties] and needs a number such",
+        ),
         # resources
         (
             MAIN + '[executors.x]\nstrategy="local"\nmemory_bytes="plenty"',

@@ -23,6 +23,7 @@ from stoker.frontend.instances import check_instance_name
 from stoker.machine import usable_memory_bytes, usable_processors, usable_slots
 from stoker.plugins import NOUNS, SUPPLIERS, Catalogue
 from stoker.resources import RESOURCE_PROPERTIES, ByteCount, Capacity
+from stoker.scheduler.matching import NUMERIC_KINDS, Matching, declared_number
 from stoker.scheduler.scheduler import SchedulerSettings
 from stoker.spi import ActionCacheName, BlobStoreName, Settings, resolve_path
 from stoker.storage.completeness import MAX_TREE_BYTES
@@ -236,6 +237,8 @@ class _Check:
         instances = dict(self._named("instances", InstanceTable))
         if server:
             self._check_listeners(server)
+        if scheduler:
+            self._check_kinds(scheduler, executors)
         self._check_references(executors, instances)
         self._check_instances(executors, instances)
         services = self._ordered()
@@ -340,6 +343,29 @@ class _Check:
                 f"[{table}] properties: {amount!r} asks for an amount and is not matched as a "
                 f"value; say what there is by the keys cpus and memory_bytes of [{table}]"
             )
+
+    def _check_kinds(
+        self, scheduler: SchedulerSettings, executors: Mapping[str, ExecutorTable]
+    ) -> None:
+        for name in sorted(RESOURCE_PROPERTIES & scheduler.properties.keys()):
+            self._problems.append(
+                f"[scheduler.properties] {name!r} asks for processors or memory, "
+                f"and is always consumed"
+            )
+        for executor, settings in executors.items():
+            self._check_numbers(executor, settings, scheduler.matching)
+
+    def _check_numbers(self, executor: str, settings: ExecutorTable, matching: Matching) -> None:
+        for name, values in settings.properties.items():
+            try:
+                if matching.kind(name) in NUMERIC_KINDS:
+                    declared_number((values,) if isinstance(values, str) else values)
+            except ValueError:
+                self._problems.append(
+                    f"[executors.{quoted(executor)}] properties: {name} is "
+                    f"{matching.kind(name)!r} by [scheduler.properties] and needs a number such "
+                    f"as '2' or '0.5', got {values!r}"
+                )
 
     def _check_rules(self, table: str, settings: ExecutorTable) -> None:
         rules, offered = settings.workers.rules, settings.worker_protocols

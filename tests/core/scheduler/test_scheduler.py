@@ -206,7 +206,35 @@ async def test_a_lost_lease_is_tried_again_and_then_told() -> None:  # OPS-14
                 lease.started(reapi.ExecutedActionMetadata(worker="one"))
             stages.append(operation.stage)
         assert stages == [Stage.QUEUED, Stage.QUEUED, Stage.COMPLETED]
-        assert isinstance((await ended(operation)).error, Unavailable)
+        error = (await ended(operation)).error
+        assert isinstance(error, Unavailable)
+        assert str(error).endswith("lost 3 times by its executors: one, one, one")
+
+
+async def test_a_consumed_property_is_shared_out() -> None:  # SCH-01, SCH-04
+    offers = {"one": Offer({"gpus": ("2",)}, CAPACITY)}
+    settings = SchedulerSettings(properties={"gpus": "consumed"})
+    async with open_scheduler(offers, settings) as scheduler, trio.open_nursery() as nursery:
+        begun: list[str] = []
+
+        async def hold(release: trio.Event) -> None:
+            async with scheduler.lease("one") as lease:
+                begun.append(lease.action.target)
+                await release.wait()
+                lease.complete(Outcome(result=reapi.ActionResult()))
+
+        releases = [trio.Event() for _ in range(3)]
+        for release in releases:
+            nursery.start_soon(hold, release)
+        for gpus in ("1.5", "1", "0.5"):
+            platform = {"gpus": (gpus,)}
+            action = replace(make_action(gpus), platform=platform, target=gpus)
+            scheduler.submit(action, priority=0, executors=offers)
+        await trio.testing.wait_all_tasks_blocked()
+        assert begun == ["1.5"]  # what is left is saved for the second
+        for release in releases:
+            release.set()
+    assert sorted(begun) == ["0.5", "1", "1.5"]
 
 
 async def test_a_bug_in_the_executor_costs_one_action(nursery: trio.Nursery) -> None:  # GEN-27

@@ -15,9 +15,9 @@ from stoker.action import LoadedAction, Outcome
 from stoker.errors import Cancelled, OperationNotFound, Unavailable
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Share
-from stoker.scheduler.matching import Offer
+from stoker.scheduler.matching import Matching, Offer, PropertyKind
 from stoker.scheduler.operation import Operation, now, operation_name
-from stoker.scheduler.queue import Assignment, Queue, Stage, Task, merge_key
+from stoker.scheduler.queue import Assignment, Policy, Queue, Stage, Task, merge_key
 from stoker.spi import Settings
 
 if TYPE_CHECKING:
@@ -36,6 +36,15 @@ class SchedulerSettings(Settings, frozen=True):
 
     max_queued: _Count = 100_000
     """Actions that may wait; more are refused with RESOURCE_EXHAUSTED."""
+    ageing_seconds: _Seconds = 600.0
+    """After this time an action's turn comes by waiting: of four actions that begin where it
+    could, one is the one that waits longest, whatever its priority and whosever it is (SCH-02)."""
+    high_priority_mnemonics: tuple[str, ...] = ()
+    """Actions with these mnemonics go before others of their instance of the same priority."""
+    properties: dict[str, PropertyKind] = msgspec.field(default_factory=dict)
+    """``[scheduler.properties]``: how a platform property is held against what executors declare,
+    by its name; see `PropertyKind`. Those that are not named are ``one of``, but for what asks for
+    processors, memory, a worker or a container."""
     abandoned_after_seconds: _Seconds = 0.5
     """An operation that nobody waits for is cancelled after this time (OPS-08). Long enough for a
     client whose connection broke to come back by WaitExecution, short enough to obey an
@@ -44,6 +53,16 @@ class SchedulerSettings(Settings, frozen=True):
     """How long an operation that has ended can still be asked for (OPS-13)."""
     max_retained_bytes: _Count = 64 * 1024 * 1024
     """What those may weigh together; the oldest go first."""
+
+    @property
+    def matching(self) -> Matching:
+        """How actions and executors are matched."""
+        return Matching(self.properties)
+
+    @property
+    def policy(self) -> Policy:
+        """What the queue goes by."""
+        return Policy(self.ageing_seconds, frozenset(self.high_priority_mnemonics), self.matching)
 
 
 class Lease:
@@ -124,7 +143,7 @@ class Scheduler:
     def __init__(
         self, executors: Mapping[str, Offer], settings: SchedulerSettings, nursery: trio.Nursery
     ) -> None:
-        self._queue = Queue(executors, max_queued=settings.max_queued)
+        self._queue = Queue(executors, max_queued=settings.max_queued, policy=settings.policy)
         self._settings = settings
         self._nursery = nursery
         self._operations: OrderedDict[str, Operation] = OrderedDict()
@@ -147,7 +166,7 @@ class Scheduler:
         Raises InvalidRequest, FailedPrecondition where none matches, Overloaded where the queue
         is full: see `Queue.add`.
         """
-        task, assignments = self._queue.add(action, priority, executors)
+        task, assignments = self._queue.add(action, priority, executors, now=trio.current_time())
         operation = self._new_operation(action, Stage.QUEUED)
         operation.metadata.queued_timestamp.CopyFrom(now())
         self._tasks[operation] = task
@@ -254,7 +273,7 @@ class Scheduler:
     async def _next_task(self, executor: str) -> Task:
         seat = _Seat()
         self._idle[executor].append(seat)
-        self._hand_over(self._queue.offer(executor))
+        self._hand_over(self._queue.offer(executor, now=trio.current_time()))
         try:
             return await seat.wait()
         except trio.Cancelled:
@@ -295,7 +314,7 @@ class Scheduler:
             operation.announce()
 
     def _complete(self, task: Task, outcome: Outcome) -> None:
-        assignments = self._queue.complete(task)
+        assignments = self._queue.complete(task, now=trio.current_time())
         self._note_end(task)
         for operation in tuple(self._interest.get(task, ())):
             self._end(operation, outcome)
@@ -320,7 +339,7 @@ class Scheduler:
 
     def _drop(self, task: Task) -> None:
         """Nobody wants `task`: it is taken out of the queue, or stopped where it runs."""
-        self._hand_over(self._queue.complete(task))
+        self._hand_over(self._queue.complete(task, now=trio.current_time()))
         if lease := self._leases.get(task):
             lease.scope.cancel()
         else:
@@ -330,13 +349,16 @@ class Scheduler:
         """A slot lets go of `task`."""
         if task.stage is not Stage.COMPLETED and task.attempts < MAX_ATTEMPTS:
             self._tell(task, Stage.QUEUED, reapi.ExecutedActionMetadata())
-            self._hand_over(self._queue.requeue(task))
+            self._hand_over(self._queue.requeue(task, now=trio.current_time()))
             return
         if task.stage is not Stage.COMPLETED:
-            lost = Unavailable(f"the action was lost {task.attempts} times by its executors")
+            lost = Unavailable(
+                f"the action was lost {task.attempts} times by its executors: "
+                f"{', '.join(task.tried)}"
+            )
             self._complete(task, Outcome(error=lost))
         self._interest.pop(task, None)
-        self._hand_over(self._queue.release(task))
+        self._hand_over(self._queue.release(task, now=trio.current_time()))
 
     async def _abandon_later(self, operation: Operation, departure: int) -> None:
         await trio.sleep(self._settings.abandoned_after_seconds)

@@ -84,6 +84,7 @@ class DockerStrategy(spi.ExecutionStrategy):
                 await process.begin()
             except ContainerLost as error:
                 reason = str(error)
+                self._images.forget()
                 # One that was kept may have gone with its engine, or been removed by somebody.
                 container.usable = False
                 await self._end(container, process)

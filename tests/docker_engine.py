@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 BUSYBOX = "stoker-test-busybox:1"
-PYTHON = "stoker-test-python:1"
+PYTHON = "stoker-test-python:2"
 
 _PATIENCE_SECONDS = 60.0
 
@@ -141,12 +141,16 @@ def busybox_tree() -> dict[str, Path | str]:
 
 
 def python_tree() -> dict[str, Path | str]:
-    """As `busybox_tree`, with this machine's own Python and what it needs."""
+    """As `busybox_tree`, with this machine's own Python and bash, and what they need."""
     program = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}").resolve()
     library = Path(sysconfig.get_path("stdlib"))
     files = [program, *library.glob("lib-dynload/*.so"), *_library_files(library)]
     tree = busybox_tree() | {_inside(file): file for file in files}
-    for file in [program, *library.glob("lib-dynload/*.so")]:
+    programs = {program}
+    if bash := shutil.which("bash"):
+        programs.add(Path(bash))
+        tree["bin/bash"] = Path(bash).resolve()
+    for file in [*programs, *library.glob("lib-dynload/*.so")]:
         tree |= {_inside(path): path.resolve() for path in _loaded_by(file)}
     return tree | {"bin/python3": str(program)}
 

@@ -52,6 +52,10 @@ class DockerProcess(spi.Process):
         self, engine: Engine, nursery: trio.Nursery, container: Container, spec: spi.ProcessSpec
     ) -> None:
         self.name = f"a command in {container.name}"
+        self.facts = {
+            "container_image": container.plan.image.digest,
+            "container": "kept" if container.plan.keep else "own",
+        }
         self._engine = engine
         self._nursery = nursery
         self._container = container

@@ -22,6 +22,8 @@ from tests.docker_engine import BUSYBOX, NoEngine, import_images
 
 from .places import asking, output, place_at
 
+pytestmark = pytest.mark.slow
+
 _PATIENCE_SECONDS = 30.0
 
 

@@ -94,6 +94,14 @@ def running_engine() -> Iterator[TestEngine]:
             yield engine
         finally:
             engine.stop()
+            _unmount_below(folder)
+
+
+def _unmount_below(folder: str) -> None:
+    """An engine that was killed leaves its mounts, and each keeps the folder."""
+    points = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for point in reversed([point for point in points if point.startswith(f"{folder}/")]):
+        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
 
 
 @contextmanager

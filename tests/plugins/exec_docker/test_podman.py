@@ -44,6 +44,7 @@ def podman() -> Iterator[str]:
             (Path(folder) / "log").open("wb") as log,
             subprocess.Popen(
                 [*command, "system", "service", "--time=0", endpoint],
+                cwd=folder,  # where its runtime leaves word of what ran out of memory
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -41,6 +41,8 @@ level = "warning"
 strategy = "local"
 sandbox = "{sandbox}"
 slots = {slots}
+[executors.local.workers]
+max_workers_per_key = {slots}
 [instances.""]
 blob_store = "main"
 action_cache = "main"

@@ -149,6 +149,12 @@ RULES = MAIN + '[executors.x]\nstrategy="local"\n[[executors.x.workers.rules]]\n
         ),
         (RULES + 'mnemonics = "A"', "rules[0]] mnemonics: expected an array, got 'A'"),
         (RULES + 'mnemonics = ["A", 1]', "rules[0]] mnemonics[1]: expected a string"),
+        # what no request can hold, and no command line
+        (
+            RULES + "verbosity = 2147483648",
+            "rules[0]] verbosity: expected an integer <= 2147483647",
+        ),
+        (RULES + 'extra_flags = ["-v", "a\\u0000b"]', "rules[0]] extra_flags[1]: expected"),
         (RULES + 'use = "often"', "rules[0]] use: invalid enum value 'often'"),
         (
             RULES.replace("[[", "[").replace("]]", "]"),

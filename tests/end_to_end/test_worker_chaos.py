@@ -40,7 +40,9 @@ FLAT_BYTES = 24 * 2**20
 
 TOML = LOCAL.replace("slots = 2", f"slots = {SLOTS}\ncpus = 1000").replace(
     "[instances",
-    """[executors.local.workers]
+    """[scheduler]
+retention_seconds = 1.0  # what is kept by design must not pass for a leak
+[executors.local.workers]
 max_workers = 6
 max_workers_per_key = 2
 idle_seconds = 2

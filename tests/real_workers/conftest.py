@@ -25,6 +25,14 @@ cancel_grace_seconds = 1.0
 """
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """They start compilers that take seconds to start: not with the fast tests."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slow)
+
+
 def found_or_skipped(find: Callable[[], FoundT]) -> FoundT:
     """What `find` finds. Where all are to be there, as in CI, an absent one is a failure."""
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import pytest
 import trio
 
 from ..end_to_end.actions import Tree
@@ -65,7 +64,6 @@ async def test_one_process_serves_several_at_a_time(
     assert {each.served for each in crowd.done.values()} == {1, 2, 3, 4}
 
 
-@pytest.mark.slow
 async def test_nobody_is_kept_waiting_by_what_it_mixes_up(
     bench: Workbench, multiplexer: list[str]
 ) -> None:

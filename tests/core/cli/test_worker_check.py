@@ -202,12 +202,15 @@ def test_what_is_no_worker_is_refused(
         (["sh", "-c", "echo a word >&2; exit 7"], "it ended (exit code 7)"),
         (["sh", "-c", "echo a word >&2; kill -9 $$"], "it ended (signal 9)"),
         (["sh", "-c", "echo a word >&2; yes"], "no JSON object"),
+        # Each byte of it is an answer in protobuf, and a right one.
+        (["sh", "-c", "echo a word >&2; cat /dev/zero"], "1000 answers that nobody had asked for"),
     ],
 )
 def test_other_programs_are_told_by_what_they_do(
     line: list[str], words: str, terminal: Terminal, tmp_path: Path
 ) -> None:
-    ended = terminal.run(tmp_path, "--protocol=json", "--timeout=5", "--", *line)
+    protocol = "proto" if "zero" in line[-1] else "json"
+    ended = terminal.run(tmp_path, f"--protocol={protocol}", "--timeout=5", "--", *line)
     assert (ended.code, ended.err) == (1, "")
     assert words in " ".join(ended.out.split())
     assert "a word" in ended.out
@@ -223,6 +226,7 @@ def test_other_programs_are_told_by_what_they_do(
         (["--", "@params"], 2, "no program is named"),
         (["--protocol=jsn", "--", "true"], 2, "did you mean 'json'?"),
         ([], 2, "Missing argument"),
+        (["--input=/etc/hostname", "--", "true", "@params"], 2, "hostname is not below /"),
     ],
 )
 def test_what_cannot_be_tried_is_an_error(

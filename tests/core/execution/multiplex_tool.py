@@ -51,6 +51,11 @@ def work(line: str, folder: Path, stop: threading.Event, out: list[str]) -> None
     elif verb == "hang":
         Path(path).touch()
         stop.wait()
+    elif verb == "finish":
+        # It is told to stop, and completes what it has begun.
+        (folder / path).write_text("half")
+        stop.wait()
+        (folder / path).write_text("whole")
     elif verb == "die":
         print("dying words", file=sys.stderr, flush=True)
         os._exit(3)

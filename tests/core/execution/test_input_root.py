@@ -238,7 +238,8 @@ async def test_a_store_is_never_written_through_an_input(cas: Cas, tmp_path: Pat
     (tmp_path / "blobs").mkdir()
     store = FolderStore(tmp_path / "blobs")
     cas.blobs = VerifyingBlobStore(store)
-    root = InputRoot(tmp_path / "root", cas.blobs)
+    # One that holds nothing of it in memory, which would be written as it is.
+    root = InputRoot(tmp_path / "root", VerifyingBlobStore(store))
     await root.lay_out(await cas.tree({"a": b"one"}))
     assert SHA256.digest(b"one") not in store.read, "the copy is made from the file"
     subprocess.run(["/bin/sh", "-c", "chmod +w a; echo >> a"], cwd=root.folder, check=True)

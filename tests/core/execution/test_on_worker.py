@@ -11,7 +11,7 @@ import trio
 from google.protobuf.struct_pb2 import Struct
 
 from stoker.action import LoadedAction, Outcome
-from stoker.errors import FailedPrecondition, InvalidRequest, TimedOut
+from stoker.errors import FailedPrecondition, TimedOut
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker_worker_json import JsonProtocol
 
@@ -39,6 +39,10 @@ def work(arguments):
         elif is_worker and verb == "replace-root":
             os.rename(os.getcwd(), os.getcwd() + ".old")
             os.symlink(rest, os.path.dirname(os.getcwd()) + "/root")
+        elif is_worker and verb == "replace-log":
+            log = os.readlink("/proc/self/fd/2")
+            os.remove(log)
+            os.symlink(rest, log)
         elif verb == "status":
             return int(rest), out
         elif is_worker and verb == "die":
@@ -217,6 +221,17 @@ async def test_a_worker_that_dies_is_replaced_once_then_done_without(worker_rig:
     check_order(outcome.result.execution_metadata)
 
 
+async def test_what_a_failed_worker_puts_in_place_of_its_log_is_not_given_away(
+    worker_rig: Rig, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("for the server alone")
+    outcome = await worker_rig.run(await work(worker_rig.cas, f"replace-log {secret}", "die"))
+    assert "exited with status 3" in outcome.message
+    for log in outcome.server_logs.values():
+        assert b"alone" not in await worker_rig.cas.get(log.digest)
+
+
 async def test_a_second_worker_that_does_better(worker_rig: Rig, tmp_path: Path) -> None:
     # PWK-10
     mark = tmp_path / "mark"
@@ -287,8 +302,9 @@ async def test_an_executor_without_workers(rig: Rig) -> None:
 
 async def test_a_flag_file_that_names_an_absent_one(worker_rig: Rig) -> None:
     await worker_rig.run(await work(worker_rig.cas, "pid"))
-    with pytest.raises(InvalidRequest, match="absent"):
-        await worker_rig.run(await work(worker_rig.cas, "@absent"))
+    without = await worker_rig.run(await work(worker_rig.cas, "status 4", "@absent"))
+    assert without.result.exit_code == 4, "the tool may know what it means"
+    assert "'absent' is not among the inputs" in facts(without)["one_shot_reason"]
     outcome = await worker_rig.run(await work(worker_rig.cas, "pid"))
     assert facts(outcome)["served"] == 2, "the worker is none the worse for it"
 
@@ -305,6 +321,9 @@ async def test_a_timeout_ends_the_worker_and_keeps_outputs(worker_rig: Rig) -> N
     check_order(outcome.result.execution_metadata)
     again = await worker_rig.run(await work(worker_rig.cas, "pid"))
     assert await stderr(worker_rig.cas, again) != await stderr(worker_rig.cas, warm)
+    while not (ended := worker_rig.executor.workers.report().ended):
+        await trio.lowlevel.checkpoint()
+    assert ended == {"cancelled": 1}, "the tool is not to blame"
 
 
 @pytest.mark.parametrize("milliseconds", range(0, 150, 15))

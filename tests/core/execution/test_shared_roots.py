@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +127,50 @@ async def test_whatever_was_done_to_an_input_is_undone(
         await root.clean()
         await root.lay_out(tree)
         assert listed(root)["d/write"] == "text"
+    # By another name of the same file, elsewhere, of which its own folder is told nothing.
+    for beside in ("beside", "e/beside"):
+        await root.lay_out(tree, ["e"])
+        (root.folder / beside).hardlink_to(root.folder / "d/write")
+        (root.folder / beside).write_text("TEXT")
+        await root.clean()
+        await root.lay_out(tree)
+        assert listed(root) == {f"d/{name}": "text" for name in names}
     assert root.folder.stat().st_ino == inode
     assert facts(root.folder / "d/untouched") == untouched
 
 
-def test_a_watch_tells_what_was_touched_since_it_was_looked_at(
+async def test_a_few_looks_tell_whether_a_watched_folder_was_touched(
+    cas: Cas, tmp_path: Path, watch: FolderWatch
+) -> None:
+    root = InputRoot(tmp_path / "root", cas.blobs, watch=watch)
+    files = {f"f{number}": b"text" for number in range(30)}
+    await root.lay_out(await cas.tree({"d": files}))
+    await root.clean()
+    tree = await cas.tree({"d": {**files, "f1": b"new"}})
+    await root.lay_out(tree)
+    assert root.skip_cleaning(), "nobody but the layout has changed anything"
+    deeds: list[Callable[[Path], object]] = [
+        lambda top: (top / "d/f1").write_text("NEW"),
+        lambda top: (top / "d/f2").write_text("TEXT"),
+        lambda top: (top / "d/f3").chmod(0o600),
+        lambda top: (top / "d/f4").unlink(),
+        lambda top: (top / "d/f5").replace(top / "d/f6"),
+        lambda top: (top / "d/more").touch(),
+        lambda top: (top / "more").mkdir(),
+        lambda top: (top / "d").chmod(0o700),
+        lambda top: (top / "d").rename(top / "e").rename(top / "d"),
+    ]
+    for deed in deeds:
+        await root.lay_out(tree)
+        deed(root.folder)
+        assert not root.skip_cleaning()
+        await root.clean()
+        await root.lay_out(tree)
+        assert listed(root) == {f"d/{name}": "text" for name in files} | {"d/f1": "new"}
+        assert (root.folder / "d").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_watch_tells_which_names_were_touched_since_they_were_looked_at(
     tmp_path: Path, watch: FolderWatch
 ) -> None:
     folders = [tmp_path / name for name in "abc"]
@@ -142,11 +181,50 @@ def test_a_watch_tells_what_was_touched_since_it_was_looked_at(
         descriptor = os.open(folder, os.O_RDONLY)
         numbers.append(watch.add(descriptor))
         os.close(descriptor)
-    assert all(map(watch.is_untouched, numbers))
+    assert list(map(watch.take_touched, numbers)) == [set(), set(), set()]
     (folders[0] / "file").write_text("x")
     (folders[1] / "file").unlink()
+    (folders[1] / "new").symlink_to("file")
     watch.refresh()
-    assert list(map(watch.is_untouched, numbers)) == [False, False, True]
-    assert not watch.is_untouched(0)
+    assert list(map(watch.take_touched, numbers)) == [{"file"}, {"file", "new"}, set()]
+    assert list(map(watch.take_touched, numbers)) == [set(), set(), set()]
+    # What happens to the folder itself, or to too much in it, no names can tell.
+    folders[0].chmod(0o700)
+    for number in range(2_000):
+        (folders[1] / f"{number}").touch()
+    watch.refresh()
+    assert list(map(watch.take_touched, numbers)) == [None, None, set()]
+    assert watch.take_touched(0) is None
     watch.close()
-    assert not any(map(watch.is_untouched, numbers))
+    assert list(map(watch.take_touched, numbers)) == [None, None, None]
+
+
+def test_a_folder_that_has_gone_unheard_makes_room_for_another(
+    tmp_path: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stoker.execution.folder_watch.MAX_WATCHES", 1)
+    heard = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    gone, other = tmp_path / "gone", tmp_path / "other"
+    gone.mkdir()
+    other.mkdir()
+    first = add(watch, gone)
+    assert watch.touched(first) == set()
+    assert not add(watch, other)
+    for number in range(heard // 2 + 1):  # two that are equal and follow each other count as one
+        (gone / f"{number}").touch()
+        (gone / f"{number}").unlink()
+    gone.rmdir()
+    second = add(watch, other)
+    assert watch.touched(second) == set()
+    assert watch.touched(first) is None
+    (other / "file").touch()
+    watch.refresh()
+    assert watch.touched(second) == {"file"}
+
+
+def add(watch: FolderWatch, folder: Path) -> int:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        return watch.add(descriptor)
+    finally:
+        os.close(descriptor)

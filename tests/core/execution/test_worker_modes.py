@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -149,6 +152,60 @@ async def test_a_deadline_costs_no_worker_that_can_be_told(
 
 
 @MODES
+async def test_outputs_of_a_late_request_are_taken_once_nobody_writes_them(
+    modes: Rig, platform: Mapping[str, str]
+) -> None:
+    # RUN-19: the worker is told, and is at it until it has said that it has stopped.
+    late = await work(modes.cas, platform, "finish o", timeout_seconds=0.3, output_paths=["o"])
+    outcome = await modes.run(late)
+    assert isinstance(outcome.error, TimedOut)
+    assert await output_of(modes, outcome) == {"o": b"whole"}
+
+
+@pytest.mark.parametrize("mode", [SINGLEPLEX, MULTIPLEX, SANDBOXED])
+async def test_who_cannot_be_told_is_gone_before_its_outputs_are_taken(
+    modes: Rig, mode: Mapping[str, str], tmp_path: Path
+) -> None:
+    # RUN-19
+    platform = {**mode, "supports-worker-cancellation": "0"}
+    (pid,) = await said(modes, await work(modes.cas, platform, "pid"))
+    lines = ("write o 1", f"hang {tmp_path}/begun")
+    late = await work(modes.cas, platform, *lines, timeout_seconds=0.3, output_paths=["o"])
+    outcome = await modes.run(late)
+    assert isinstance(outcome.error, TimedOut)
+    assert not Path(f"/proc/{pid}").exists()
+    assert await output_of(modes, outcome) == {"o": b"1"}
+
+
+@pytest.mark.parametrize("mode", [MULTIPLEX, SANDBOXED])
+async def test_no_outputs_are_taken_while_a_process_that_cannot_be_told_goes_on(
+    modes: Rig, mode: Mapping[str, str], tmp_path: Path
+) -> None:
+    # RUN-19, WORKERS 8.7
+    platform = {**mode, "supports-worker-cancellation": "0"}
+    place = tmp_path / "place"
+    place.mkdir()
+    meet = await work(modes.cas, platform, f"meet {place} 2", output_paths=["x"])
+    lines = ("write o 1", f"hang {tmp_path}/begun")
+    late = await work(modes.cas, platform, *lines, timeout_seconds=0.5, output_paths=["o"])
+    outcomes: list[Outcome] = []
+
+    async def other() -> None:
+        outcomes.append(await modes.run(meet))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        while not any(place.iterdir()):
+            await trio.sleep(0.005)
+        outcome = await modes.run(late)
+        assert isinstance(outcome.error, TimedOut)
+        assert await output_of(modes, outcome) == {}
+        assert "no outputs are taken" in outcome.message
+        (place / "second").touch()
+    assert (outcomes[0].error, outcomes[0].message) == (None, "")
+
+
+@MODES
 async def test_cancellation_costs_no_worker_that_can_be_told(
     modes: Rig, platform: Mapping[str, str], tmp_path: Path
 ) -> None:
@@ -166,6 +223,26 @@ async def test_cancellation_costs_no_worker_that_can_be_told(
     # Until the worker has answered, what the request was to write is still its own.
     after = await work(modes.cas, platform, "pid", "read stray", inputs={"stray": b"mine"})
     assert await said(modes, after) == [pid, "mine"]
+
+
+@pytest.mark.slow
+async def test_a_folder_that_withstands_is_removed_as_soon_as_it_can_be(
+    modes: Rig, tmp_path: Path
+) -> None:
+    # RUN-22
+    (pid,) = await said(modes, await work(modes.cas, SINGLEPLEX, "pid"))
+    (tool,) = tmp_path.glob("executor/life-*/workers/worker-1/root/tool")
+    if subprocess.run(["chattr", "+i", tool], capture_output=True, check=False).returncode:
+        pytest.skip("no file can be made immutable here")
+    os.kill(int(pid), signal.SIGKILL)
+    with trio.fail_after(20):
+        while modes.executor.workers.report().keys[0].workers:
+            await trio.sleep(0.01)
+    assert tool.exists()
+    subprocess.run(["chattr", "-i", tool], check=True)
+    with trio.fail_after(20):
+        while tool.parents[1].exists():
+            await trio.sleep(0.02)
 
 
 @pytest.mark.parametrize("platform", [MULTIPLEX, SANDBOXED])

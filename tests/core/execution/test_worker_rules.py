@@ -46,7 +46,11 @@ class Elsewhere(ExecutionStrategy):
 
 
 def executor(
-    cas: Cas, strategy: ExecutionStrategy, folder: Path, *rules: WorkerRule
+    cas: Cas,
+    strategy: ExecutionStrategy,
+    folder: Path,
+    *rules: WorkerRule,
+    settings: WorkerSettings | None = None,
 ) -> AbstractAsyncContextManager[Executor]:
     return open_executor(
         name="executor-1",
@@ -55,12 +59,15 @@ def executor(
         protocols={"json": JsonProtocol()},
         folder=folder,
         settings=ExecutionSettings(),
-        worker_settings=WorkerSettings(shutdown_grace_seconds=1, rules=rules),
+        worker_settings=settings or WorkerSettings(shutdown_grace_seconds=1, rules=rules),
     )
 
 
-async def work(cas: Cas, **properties: str) -> LoadedAction:
-    inputs = {"tool": TOOL, "args": b""}
+JSON = {"persistentWorkerKey": "k", "persistentWorkerProtocol": "json"}
+
+
+async def work(cas: Cas, tool: bytes = TOOL, /, **properties: str) -> LoadedAction:
+    inputs = {"tool": tool, "args": b""}
     action: LoadedAction = await cas.action(
         "./tool", "@args", inputs=inputs, platform=properties, environment={"PATH": "/usr/bin:/bin"}
     )
@@ -93,7 +100,7 @@ async def test_another_image_is_another_worker(
     cas: Cas, strategy: ExecutionStrategy, tmp_path: Path
 ) -> None:
     elsewhere = Elsewhere(strategy)
-    action = await work(cas, persistentWorkerKey="k", persistentWorkerProtocol="json")
+    action = await work(cas, **JSON)
     async with executor(cas, elsewhere, tmp_path / "executor") as at:
         first = await said(cas, await run(at, action))
         assert await said(cas, await run(at, action)) == first
@@ -111,6 +118,27 @@ async def test_a_rule_gives_a_worker_to_who_has_not_asked(
         first = await said(cas, await run(at, await work(cas)))
         assert first[1:] == ["--persistent_worker", "--more", "verbosity=10"]
         assert await said(cas, await run(at, await work(cas))) == first
+
+
+async def test_a_worker_is_held_to_the_bounds_of_its_log_and_of_its_responses(
+    cas: Cas, strategy: ExecutionStrategy, tmp_path: Path
+) -> None:
+    loud = TOOL.replace(
+        b"    verbosity",
+        b"    os.write(2, b'x' * 60_000)\n"
+        b"    while os.fstat(2).st_size > 8192 and os.times().user < 20: pass  # it is rotated\n"
+        b"    os.write(2, b'last words')\n"
+        b"    verbosity",
+    )
+    settings = WorkerSettings(
+        max_log_bytes=8192, max_response_bytes=10, retries=0, shutdown_grace_seconds=1
+    )
+    action = await work(cas, loud, **JSON)
+    async with executor(cas, strategy, tmp_path / "executor", settings=settings) as at:
+        outcome = await run(at, action)
+    assert "more than 10 bytes" in outcome.message
+    (log,) = outcome.server_logs.values()
+    assert await cas.get(log.digest) == b"x" * 8192 + b"last words", "across the rotation"
 
 
 @pytest.mark.parametrize("asks", [True, False])

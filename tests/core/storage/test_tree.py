@@ -166,6 +166,7 @@ class _Counting(MemoryBlobStore):
     def __init__(self) -> None:
         super().__init__()
         self.read: list[Digest] = []
+        self.found: list[Digest] = []
         self.calls = 0
 
     async def read_many(self, digests: Collection[Digest]) -> dict[Digest, bytes]:
@@ -174,6 +175,7 @@ class _Counting(MemoryBlobStore):
         return await super().read_many(digests)
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        self.found += digests
         self.calls += 1
         return await super().find_missing(digests)
 
@@ -478,3 +480,35 @@ async def test_files_of_a_kept_tree_are_looked_for_again_in_time(
     await trio.sleep(CHECK_AGAIN_SECONDS)
     await trees.read(root)
     assert store.calls == calls + 1
+
+
+async def test_only_new_files_are_looked_for(autojump_clock: trio.testing.MockClock) -> None:
+    store = _Counting()
+    other = SHA256.digest(b"other")
+    await store.write_many({FILE: b"file", other: b"other"})
+    before = await keep(store, reapi.Directory(files=[file("a")]))
+    after = await keep(store, reapi.Directory(files=[file("a"), file("b", other)]))
+    trees = InputTrees(store)
+    await trees.read(before)
+    await trio.sleep(CHECK_AGAIN_SECONDS / 2)
+    store.found.clear()
+    await trees.read(after)
+    assert store.found == [other]
+    # STO-06: the one that was not looked for was there so long ago.
+    await trio.sleep(CHECK_AGAIN_SECONDS / 2)
+    await trees.read(after)
+    assert set(store.found[1:]) == {FILE, other}
+
+
+async def test_what_is_missing_is_named_though_it_was_there_a_moment_ago() -> None:
+    # EXE-04
+    store = MemoryBlobStore()
+    await store.write_many({FILE: b"file"})
+    trees = InputTrees(store)
+    await trees.read(await keep(store, reapi.Directory(files=[file("a")])))
+    absent = SHA256.digest(b"absent")
+    root = await keep(store, reapi.Directory(files=[file("a"), file("b", absent)]))
+    del store._blobs[FILE]
+    with pytest.raises(InputsMissing) as caught:
+        await trees.read(root)
+    assert set(caught.value.digests) == {FILE, absent}

@@ -187,7 +187,7 @@ class ManyRequests(RuleBasedStateMachine):
             self.queue.remove((asked, False))
         elif self.cancellable:
             self.queue.append((asked, True))
-        elif self.multiplex:
+        elif len(waiting) > 1:
             self.declined = True
         else:
             self.over = True

@@ -45,10 +45,9 @@ def test_equal_actions_share_a_key_and_sources_do_not_matter() -> None:
 
 OTHERS: Mapping[str, Sequence[WorkerPlan]] = {
     "namespace": [planned(replace(an_action(), namespace="other"))],
-    "platform": [
-        planned(an_action(platform={"persistentWorkerKey": "other"})),
-        planned(an_action(platform={**ASKED, "OSFamily": "linux"})),
-    ],
+    "silo": [planned(an_action(platform={**ASKED, "cache-silo-key": "s"}))],
+    "client_key": [planned(an_action(platform={"persistentWorkerKey": "other"}))],
+    "platform": [planned(an_action(platform={**ASKED, "OSFamily": "linux"}))],
     # WORKERS 8.15: an argument of the target's own at start-up means no reuse, and is named.
     "argv": [
         planned(an_action(["bin/tool", "--target=//a", "@flags"])),
@@ -84,17 +83,21 @@ def test_each_component_by_itself_makes_another_key(component: str, number: int)
 
 
 def test_every_component_was_tried() -> None:
-    # The other two never come by themselves: a silo is a property too, and from another directory
-    # the same words mean other files.
+    # From another directory the same words mean other files.
     names = {field.name for field in fields(WorkerKey)}
-    assert names == {*OTHERS, "silo", "working_directory"}
+    assert names == {*OTHERS, "working_directory"}
 
 
-def test_the_silo_and_the_working_directory_count() -> None:
-    key = planned(an_action()).key
-    silo = planned(an_action(platform={**ASKED, "cache-silo-key": "s"})).key
-    assert key.difference(silo) == ("silo", "platform")
-    assert silo.silo == "s"
+@pytest.mark.parametrize("name", ["cache-silo-key", "persistentWorkerKey"])
+def test_several_values_are_not_one(name: str) -> None:
+    keys = {
+        planned(replace(an_action(), platform={"supports-workers": ("1",), name: values})).key
+        for values in [("a", "b"), ("a, b",), ("a",)]
+    }
+    assert len(keys) == 3
+
+
+def test_the_working_directory_counts() -> None:
     tree = a_tree("flags", "w/flags", "w/bin/tool", tools=["bin/tool"])
     top = planned(an_action(["/bin/tool", "@flags"]), tree).key
     below = planned(an_action(["/bin/tool", "@flags"], working_directory="w"), tree).key

@@ -12,13 +12,22 @@ import structlog.testing
 import trio
 import trio.testing
 
+from stoker.errors import Unavailable
 from stoker.execution.input_root import InputRoot
-from stoker.workers.plan import WorkerTerms
+from stoker.workers.plan import WorkerPlan, WorkerTerms
 from stoker.workers.pool import WorkerPool
 from stoker.workers.report import KeyReport, WorkerReport
+from stoker.workers.requests import build_request
 from stoker.workers.worker import Worker
 
-from .workshop import Workshop, is_alive, read_report, wait_until_gone
+from .workshop import (
+    Work,
+    WorkerRoot,
+    Workshop,
+    is_alive,
+    read_report,
+    wait_until_gone,
+)
 
 
 async def wait_for_places(pool: WorkerPool[InputRoot], count: int) -> None:
@@ -202,8 +211,7 @@ async def test_one_request_that_was_given_up_costs_its_siblings_nothing(workshop
             await workshop.perform(worker, work)
             with trio.CancelScope() as scope:
                 async with workshop.lease(pool, hanging), trio.open_nursery() as nursery:
-                    nursery.start_soon(workshop.perform, worker, hanging)
-                    await trio.testing.wait_all_tasks_blocked(0.01)
+                    await ask(workshop, worker, hanging, nursery)
                     scope.cancel()
             assert worker.recovering
             assert only_worker(pool).in_flight == 2
@@ -215,6 +223,17 @@ async def test_one_request_that_was_given_up_costs_its_siblings_nothing(workshop
                     raise ValueError("outputs")
             async with workshop.lease(pool, work) as fresh:
                 assert fresh is not worker
+
+
+async def ask(
+    workshop: Workshop, worker: Worker[InputRoot], work: Work, nursery: trio.Nursery
+) -> None:
+    """Send a request, and return once it is on its way."""
+    await worker.folder.lay_out(work.tree)
+    request = await build_request(work.plan, work.action, work.tree, workshop.blobs)
+    nursery.start_soon(worker.perform, request)
+    # Nothing is in a thread any more, which would count as blocked.
+    await trio.testing.wait_all_tasks_blocked(0.01)
 
 
 async def wait_until_started(worker: Worker[InputRoot]) -> None:
@@ -266,6 +285,24 @@ async def test_the_newest_logs_of_ended_workers_are_kept(workshop: Workshop) -> 
         assert "dying words" in (logs / kept[-1]).read_text()
 
 
+async def test_a_folder_that_withstands_costs_no_more_than_itself(workshop: Workshop) -> None:
+    # For instance one that an action has made immutable: its log must not be in anybody's way.
+    class Withstanding(WorkerRoot):
+        async def remove(self) -> None:
+            await super().remove()
+            raise Unavailable("this folder withstands")
+
+    def open_folder(_: WorkerPlan, top: Path) -> InputRoot:
+        return Withstanding(top, workshop.blobs)
+
+    workshop.open_root = open_folder  # type: ignore[method-assign]  # one of another kind
+    async with workshop.pool(kept_logs=1) as pool:
+        for _ in range(2):
+            with pytest.raises(Exception, match="exited with status 3"):
+                await workshop.run(pool, await workshop.work("die", "3"))
+    # The pool says itself that nothing is left, logs among it.
+
+
 # --- reports
 
 
@@ -291,6 +328,7 @@ async def test_the_report_says_why_there_was_no_warm_worker(
     created = [entry for entry in logged if entry["event"] == "worker created"]
     assert [entry["reason"] for entry in created] == ["first", "busy", "key"]
     assert created[-1]["nearest_key_differs_in"] == ("argv",)
+    assert {entry["tools_by"] for entry in created} == {"marked"}
     states = [worker.state for key in report.keys for worker in key.workers]
     assert states == ["idle"] * 3
     assert report.places == 3

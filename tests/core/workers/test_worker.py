@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 
@@ -329,6 +330,29 @@ async def test_what_the_strategy_tells_of_the_process_is_passed_on(tmp_path: Pat
     reason = "was ended: out of memory: the limit is 5 bytes before it answered"
     assert caught.value.reason == worker.last_error == reason
     assert await worker.measure_memory() is None
+
+
+class UnmeasurableProcess(ToldProcess):
+    async def measure_memory(self) -> int | None:
+        raise RuntimeError("no such file")
+
+
+class UnmeasurableStrategy(ToldStrategy):
+    """Breaks its promise."""
+
+    @asynccontextmanager
+    async def start(self, spec: ProcessSpec) -> AsyncIterator[Process]:
+        async with self._strategy.start(spec) as process:
+            yield UnmeasurableProcess(process)
+
+
+async def test_a_strategy_that_cannot_measure_ends_nobody(tmp_path: Path) -> None:
+    async with open_worker(tmp_path, around=UnmeasurableStrategy) as worker:
+        await worker.start()
+        with structlog.testing.capture_logs() as logged:
+            assert await worker.measure_memory() is None
+        assert [str(entry["exc_info"]) for entry in logged] == ["no such file"]
+        assert (await worker.perform(request("nothing"))).exit_code == 0
 
 
 async def test_why_a_worker_did_not_start_is_its_last_error(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -110,7 +111,7 @@ def worker_check(
         if reports is None:
             raise click.Abort
         # The program was started anew for each protocol: what is there is of the last one.
-        tail = log.read_bytes()[-_LOG_TAIL_BYTES:].decode("utf-8", "replace")
+        tail = _tail(log).decode("utf-8", "replace")
     click.echo(_document(task, reports) if as_json else _page(task, reports, tail), nl=False)
     if choose(reports) is None:
         context.exit(1)
@@ -195,6 +196,8 @@ def _digests(directory: Path, inputs: Iterable[Path]) -> Iterator[tuple[str, byt
     """Each file by its path below `directory`, with the text of its SHA-256 as Bazel has it."""
     for path in inputs:
         place = directory / path
+        if not place.absolute().is_relative_to(directory.absolute()):
+            raise click.UsageError(f"--input {path} is not below {directory.absolute()}")
         files = sorted(file for file in place.rglob("*") if file.is_file())
         for file in files if place.is_dir() else [place]:
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -262,6 +265,13 @@ def _table(reports: Sequence[ProtocolReport]) -> Table:
             sentence = each.sentence.replace("[", r"\[")
             table.add_row(report.protocol, each.check, verdict, sentence)
     return table
+
+
+def _tail(log: Path) -> bytes:
+    """Its end: all of it may be more than memory holds."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+        return file.read(_LOG_TAIL_BYTES)
 
 
 def _last_words(log: str) -> str:

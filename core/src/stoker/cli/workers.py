@@ -19,6 +19,7 @@ from stoker.cli.administration import find_socket, open_answers
 from stoker.cli.documents import config_option
 from stoker.protos import admin_pb2 as admin
 
+_ENDLESS = 10_000
 _STATES = ("busy", "idle", "starting", "recovering", "ending")
 
 
@@ -41,6 +42,9 @@ def workers(
             click.echo(json.dumps(_plain(one)))
         return
     console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        # Scripts and pipes get whole lines.
+        console = Console(highlight=False, markup=False, width=_ENDLESS)
     if not found:
         click.echo("this server has no executors")
     for one in found:
@@ -63,7 +67,7 @@ def _print(console: Console, found: admin.ExecutorWorkers, *, processes: bool) -
         console.print(_processes(found.keys))
     for key in found.keys:
         if key.last_error:
-            console.print(f"  last error of {_named(key)}: {key.last_error}")
+            console.print(f"  last error of {_named(key)}: {_printable(key.last_error)}")
 
 
 def _headline(found: admin.ExecutorWorkers) -> str:
@@ -79,7 +83,8 @@ def _headline(found: admin.ExecutorWorkers) -> str:
 
 def _rate(hits: int, misses: Mapping[str, int]) -> str:
     """How many of the actions met with a warm worker."""
-    total = hits + sum(misses.values())
+    # Beside "key" stand the components that differed, as "key:argv" and the like.
+    total = hits + sum(count for reason, count in misses.items() if ":" not in reason)
     return f"{hits / total:.0%} of {total}" if total else "-"
 
 
@@ -88,7 +93,12 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _named(key: admin.WorkerKeyStatus) -> str:
-    return key.mnemonic or Path(key.argv[0]).name
+    return _printable(key.mnemonic or Path(key.argv[0]).name)
+
+
+def _printable(text: str) -> str:
+    """`text`, which may be a client's, so that it does nothing to a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _keys(keys: Iterable[admin.WorkerKeyStatus]) -> Table:
@@ -122,7 +132,7 @@ def _because(key: admin.WorkerKeyStatus) -> str:
 
 
 def _processes(keys: Iterable[admin.WorkerKeyStatus]) -> Table:
-    table = Table("worker", "process", "state", "log", box=None, pad_edge=True)
+    table = Table("worker", "process", "state", "tools by", "log", box=None, pad_edge=True)
     for title in ("in flight", "served", "memory", "age", "idle"):
         table.add_column(title, justify="right")
     for worker in (worker for key in keys for worker in key.workers):
@@ -130,6 +140,7 @@ def _processes(keys: Iterable[admin.WorkerKeyStatus]) -> Table:
             worker.name,
             worker.process.removeprefix("process "),
             worker.state,
+            worker.tools_by,
             worker.log,
             str(worker.in_flight),
             str(worker.served),

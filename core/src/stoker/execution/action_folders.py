@@ -69,7 +69,7 @@ async def open_workplace(
         life = await on_disk("making a folder:", partial(_begin_life, folder, user))
         async with trio.open_nursery() as nursery:
             for path in left:
-                nursery.start_soon(_remove_in_time, path)
+                nursery.start_soon(remove_in_time, path)
             workplace = Workplace(life, nursery, open_root=open_root, settings=settings, user=user)
             try:
                 yield workplace
@@ -220,7 +220,7 @@ class Workplace:
         try:
             await trio.to_thread.run_sync(remove_tree, str(folder), limiter=self._removals)
         except OSError:
-            await _remove_in_time(folder)
+            await remove_in_time(folder)
         finally:
             self._leaving.discard(folder)
 
@@ -230,7 +230,7 @@ class Workplace:
                 await trio.to_thread.run_sync(remove_tree, str(folder), abandon_on_cancel=True)
             except OSError:
                 # It is tried again at once, and told if that fails too.
-                self._nursery.start_soon(_remove_in_time, folder)
+                self._nursery.start_soon(remove_in_time, folder)
         if scope.cancelled_caught:
             _log.warning("folder of an action still being removed", folder=str(folder))
 
@@ -265,7 +265,8 @@ def _end_life(life: Path) -> None:
             path.rmdir()
 
 
-async def _remove_in_time(path: Path) -> None:
+async def remove_in_time(path: Path) -> None:
+    """Remove a folder, and try again until that goes well. Failures are logged."""
     pause_seconds = _FIRST_PAUSE_SECONDS
     while True:
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Mapping, Set
 
 from stoker.execution.arrangement import FOLDER_MODE, FileState, LaidFolder
 from stoker.execution.attributes import strip_attributes
@@ -27,31 +28,65 @@ _STEP_NS = 20 * 10**6
 _FEW_LOOKS = 16
 
 
-def is_untouched(top: str, laid: LaidFolder, *, links: bool) -> bool:
-    """Whether a small folder is as it was laid out, so that `Cleaning` would do nothing.
+def is_untouched(
+    top: str, laid: LaidFolder, *, links: bool, watch: FolderWatch | None = None
+) -> bool:
+    """Whether a folder is as it was laid out, so that `Cleaning` would do nothing.
 
-    Takes a few looks at the most, and returns False for what takes more.
+    Takes a few looks at the most, and returns False for what takes more: for what is neither small
+    nor known to a `watch`.
     """
+    if watch is not None:
+        watch.refresh()
     looks, waiting = 0, [(top, laid)]
     while waiting:
         path, folder = waiting.pop()
-        copies = {} if links and not folder.has_copies else folder.files
-        looks += 1 + len(copies)
-        if looks > _FEW_LOOKS or not _is_settled(folder):
-            return False
-        if not _is_same_at(path, folder.stamp):
-            return False
-        for name, state in copies.items():
-            # The folder is the same, and so are the links in it.
-            if isinstance(state, FileState) and not _is_same_at(f"{path}/{name}", state):
-                return False
         waiting += [(f"{path}/{name}", below) for name, below in folder.folders.items()]
+        touched = None if watch is None else watch.touched(folder.watch)
+        if touched is not None and not touched:
+            continue
+        files = _files_in_doubt(folder, touched, links=links)
+        if files is None:
+            return False
+        looks += 1 + len(files)
+        if looks > _FEW_LOOKS or not _are_as_laid(path, folder, files):
+            return False
     return True
+
+
+def _files_in_doubt(
+    folder: LaidFolder, touched: Set[str] | None, *, links: bool
+) -> Mapping[str, FileState | int | None] | None:
+    """The files that must be looked at where the folder itself is the same; None for a name of
+    which there should be none.
+
+    None as a whole where files alone do not tell. `touched` are the only names that must be
+    looked at, if those are known.
+    """
+    if touched is not None:
+        is_file = touched.isdisjoint(folder.folders) and touched.isdisjoint(folder.symlinks)
+        return {name: folder.files.get(name) for name in touched} if is_file else None
+    if not _is_settled(folder):
+        return None
+    # The folder is the same, and so are the links in it.
+    return {} if links and not folder.has_copies else folder.files
+
+
+def _are_as_laid(
+    path: str, folder: LaidFolder, files: Mapping[str, FileState | int | None]
+) -> bool:
+    return _is_same_at(path, folder.stamp) and all(
+        _is_same_at(f"{path}/{name}", state)
+        for name, state in files.items()
+        if not isinstance(state, int)
+    )
 
 
 def _is_same_at(path: str, state: FileState | None) -> bool:
     try:
         return state_of(os.lstat(path)) == state
+    except FileNotFoundError:
+        return state is None
     except OSError:
         return False
 
@@ -82,11 +117,20 @@ class Cleaning:
         self._links = links
         self._user = user
         self._device = -1
+        self._has_met_link = False
+        self._looks_at_all = watch is None
 
     def run(self) -> None:
         """Raises OSError where something withstands; then the folder is in doubt."""
         if self._watch is not None:
             self._watch.refresh()
+        self._clean_all()
+        if self._has_met_link and not self._looks_at_all:
+            # By which an input may have been written to, without its own folder being told.
+            self._looks_at_all = True
+            self._clean_all()
+
+    def _clean_all(self) -> None:
         with OpenFolders(self._top) as folders:
             waiting = [(0, "", self._laid)]
             path: list[tuple[LaidFolder, str]] = []
@@ -106,10 +150,11 @@ class Cleaning:
         stamp = state_of(found)
         if self._device < 0:
             self._device = found.st_dev
+        touched = self._touched(laid)
         if stamp == laid.stamp:
-            if self._is_watched_and_untouched(laid):
+            if touched is not None and not touched:
                 return True
-            if _is_settled(laid):
+            if touched is None and _is_settled(laid):
                 if self._links and not laid.has_copies:
                     return True
                 self._begin_to_watch(folders.descriptor, laid)
@@ -117,15 +162,21 @@ class Cleaning:
         if stamp != laid.stamp:
             self._restore(folders.descriptor, found)
         before = len(laid.files) + len(laid.symlinks) + len(laid.folders)
-        self._begin_to_watch(folders.descriptor, laid)
-        self._look_into(folders.descriptor, laid)
+        if touched:
+            self._look_into(folders.descriptor, laid, touched)
+        else:
+            self._begin_to_watch(folders.descriptor, laid)
+            self._look_into(folders.descriptor, laid)
         stamp_folder(folders.descriptor, laid)
         whole = before == len(laid.files) + len(laid.symlinks) + len(laid.folders)
         laid.is_exact &= whole
         return whole
 
-    def _is_watched_and_untouched(self, laid: LaidFolder) -> bool:
-        return self._watch is not None and self._watch.is_untouched(laid.watch)
+    def _touched(self, laid: LaidFolder) -> Set[str] | None:
+        """The names in a folder that alone must be looked at; None if that is not known."""
+        if self._watch is None or self._looks_at_all:
+            return None
+        return self._watch.take_touched(laid.watch)
 
     def _begin_to_watch(self, descriptor: int, laid: LaidFolder) -> None:
         """Before the look: what happens meanwhile counts as after it."""
@@ -159,18 +210,22 @@ class Cleaning:
             os.fchown(descriptor, *self._user)
         strip_attributes(descriptor)
 
-    def _look_into(self, descriptor: int, laid: LaidFolder) -> None:
-        """Remove what is not as it was laid out, and forget what is not there."""
+    def _look_into(self, descriptor: int, laid: LaidFolder, names: Set[str] | None = None) -> None:
+        """Remove what is not as it was laid out, and forget what is not there.
+
+        With `names`, nothing else was touched.
+        """
         sound = set()
         with os.scandir(descriptor) as scan:
-            entries = list(scan)
+            entries = [entry for entry in scan if names is None or entry.name in names]
         for entry in entries:
             if self._is_sound(entry, descriptor, laid):
                 sound.add(entry.name)
             else:
+                self._has_met_link |= not self._links and _has_another_name(entry)
                 remove_entry(entry.name, descriptor)
         for held in (laid.files, laid.symlinks, laid.folders):
-            for gone in held.keys() - sound:
+            for gone in (held.keys() if names is None else held.keys() & names) - sound:
                 del held[gone]
 
     def _is_sound(self, entry: os.DirEntry[str], descriptor: int, laid: LaidFolder) -> bool:
@@ -216,6 +271,10 @@ class Cleaning:
         return is_old or (
             status.st_nlink > 1 and status.st_size == laid.directory.files[name].digest.size_bytes
         )
+
+
+def _has_another_name(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_nlink > 1
 
 
 def _is_settled(laid: LaidFolder) -> bool:

@@ -1,9 +1,10 @@
-"""Being told by the kernel which folders were touched, so that not every file must be looked at.
+"""Being told by the kernel what was touched in folders, so that not every file must be looked at.
 
 Source: inotify(7). An event is there to be read before the call that caused it has returned. There
 is none for a write to memory that a file is mapped to, until the mapping has gone and the file is
 closed: a tool that keeps an input of one request mapped for writing, and writes to it in the next
-one, is seen late.
+one, is seen late. And there is none for a write by another name of the same file, in whatever
+folder: where such a name is found, all is to be looked at; one that has gone again is not seen.
 
 These functions block for no longer than a system call takes, and may be called from any thread.
 """
@@ -14,7 +15,7 @@ import ctypes
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 
 import structlog
@@ -41,10 +42,11 @@ _TOUCHED = (
 )
 _EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
 _READ_BYTES = 2**16
+_MAX_NAMES = 1_000
 
 
 class FolderWatch:
-    """Which folders nobody has touched, nor a file in them, since they were looked at.
+    """What was touched in folders, and by which names, since they were looked at.
 
     Without a `descriptor`, or where the kernel refuses, it knows of none: then all is looked at.
     """
@@ -52,8 +54,11 @@ class FolderWatch:
     def __init__(self, descriptor: int | None) -> None:
         """Use `descriptor`, of an inotify instance that does not block."""
         self._descriptor = descriptor
-        self._untouched: set[int] = set()
+        self._touched: dict[int, set[str]] = {}
+        """Of the folders of which all that was touched is known."""
         self._watches: set[int] = set()
+        self._last = 0  # the highest number that was given
+        self._before = 0  # the same, by earlier instances, each of which counts from 1
         self._lock = threading.Lock()
 
     def add(self, folder: int) -> int:
@@ -62,8 +67,11 @@ class FolderWatch:
         Returns a number for it, and 0 if it cannot be watched.
         """
         with self._lock:
+            if len(self._watches) >= MAX_WATCHES:
+                self._read()  # some may have gone
             if self._descriptor is None or len(self._watches) >= MAX_WATCHES:
                 return 0
+            before = self._before
             # By its descriptor, and so not what somebody has put in its place.
             path = f"/proc/self/fd/{folder}".encode()
             watch = int(
@@ -72,13 +80,31 @@ class FolderWatch:
             if watch <= 0:
                 return 0
             self._read()  # what has happened before the look says nothing of what comes after
-            self._watches.add(watch)
-            self._untouched.add(watch)
-            return watch
+            if before != self._before:
+                return 0  # it was given up with all others
+            number = before + watch
+            self._last = max(self._last, number)
+            self._watches.add(number)
+            self._touched[number] = set()
+            return number
 
-    def is_untouched(self, watch: int) -> bool:
-        """Whether the folder is as it was looked at, as far as `refresh` has been told."""
-        return watch in self._untouched
+    def touched(self, watch: int) -> Set[str] | None:
+        """As `take_touched`, but they go on counting as touched."""
+        with self._lock:
+            names = self._touched.get(watch)
+            return None if names is None else frozenset(names)
+
+    def take_touched(self, watch: int) -> Set[str] | None:
+        """The names in the folder that were touched, as far as `refresh` has been told; they count
+        as untouched from now on: look at them next.
+
+        None where only a look at the whole folder can tell.
+        """
+        with self._lock:
+            names = self._touched.get(watch)
+            if names is not None:
+                self._touched[watch] = set()
+            return names
 
     def refresh(self) -> None:
         """Learn what has been touched."""
@@ -91,7 +117,7 @@ class FolderWatch:
             if self._descriptor is not None:
                 os.close(self._descriptor)
             self._descriptor = None
-            self._untouched.clear()
+            self._touched.clear()
 
     def _read(self) -> None:
         with suppress(BlockingIOError):
@@ -103,27 +129,51 @@ class FolderWatch:
         while position < len(events):
             watch, mask, _, length = _EVENT.unpack_from(events, position)
             position += _EVENT.size + length
-            self._untouched.discard(watch)
-            if mask & _IGNORED:  # the folder is gone, and its number is not used again
-                self._watches.discard(watch)
             if mask & _OVERFLOW:
-                self._untouched.clear()
+                self._begin_anew()
+                return
+            number = self._before + watch
+            self._note_name(number, events[position - length : position].rstrip(b"\0"))
+            if mask & _IGNORED:  # the folder is gone, and its number is not used again
+                self._watches.discard(number)
+
+    def _begin_anew(self) -> None:
+        """Events were lost. Folders may have gone, and would count as watched for good."""
+        assert self._descriptor is not None, "it was read from"
+        os.close(self._descriptor)
+        self._descriptor = _open_instance()
+        self._before = self._last
+        self._watches.clear()
+        self._touched.clear()
+
+    def _note_name(self, number: int, name: bytes) -> None:
+        names = self._touched.get(number)
+        if names is None:
+            return
+        # What has no name happened to the folder itself.
+        if name and len(names) < _MAX_NAMES:
+            names.add(os.fsdecode(name))
+        else:
+            del self._touched[number]
 
 
 @contextmanager
 def open_folder_watch() -> Iterator[FolderWatch]:
     """A watch that knows of nothing yet, and of nothing at all where there is no inotify."""
-    descriptor = _libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    if descriptor < 0:
-        reason = os.strerror(ctypes.get_errno())
-        _log.info("workers' inputs are looked at one by one, as inotify fails", reason=reason)
-        yield FolderWatch(None)
-        return
-    watch = FolderWatch(descriptor)
+    watch = FolderWatch(_open_instance())
     try:
         yield watch
     finally:
         watch.close()
+
+
+def _open_instance() -> int | None:
+    descriptor = int(_libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+    if descriptor >= 0:
+        return descriptor
+    reason = os.strerror(ctypes.get_errno())
+    _log.info("workers' inputs are looked at one by one, as inotify fails", reason=reason)
+    return None
 
 
 def _libc() -> ctypes.CDLL:

@@ -164,7 +164,8 @@ class InputRoot:
         Returns whether so; if not, only `clean` can tell. Nobody may touch the folder meanwhile.
         """
         laid = self._laid
-        if laid is not None and is_untouched(self._top, laid, links=self._policy.link):
+        link, watch = self._policy.link, self._watch
+        if laid is not None and is_untouched(self._top, laid, links=link, watch=watch):
             self._is_clean = True
         return self._is_clean
 
@@ -273,6 +274,10 @@ class InputRoot:
     # --- contents
 
     async def _carry_out(self, layout: Layout, plain: Set[Digest], executable: Set[Digest]) -> None:
+        held = {} if self._policy.link else self._blobs.held(plain)
+        if not executable and len(held) == len(plain):
+            await _do(layout.run(Sources(_nowhere, _nowhere, held)))
+            return
         async with (
             self._programs(executable) as programs,
             self._blobs.open_locations(plain | (executable - programs.keys())) as locate,

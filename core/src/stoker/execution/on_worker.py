@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 import trio
 
 from stoker.action import Outcome
-from stoker.errors import ProgramNotStarted, StokerError, TimedOut, Unavailable
+from stoker.errors import InvalidRequest, ProgramNotStarted, StokerError, TimedOut, Unavailable
 from stoker.execution.disk import on_disk
+from stoker.execution.input_root import InputRoot
 from stoker.execution.process import environment_of
 from stoker.execution.run import Ending, Run, conclude
 from stoker.execution.uploads import Uploads
@@ -58,7 +60,12 @@ class OnWorker:
         the worker is ended, or is told and outlives it.
         """
         # Before there is a worker: a request that is at fault must not cost a warm one.
-        request = await build_request(plan, run.action, run.tree, self._blobs)
+        try:
+            request = await build_request(plan, run.action, run.tree, self._blobs)
+        except InvalidRequest as error:
+            # Of flag files, which to the tool itself may be no such thing, or none too large.
+            run.without_worker(f"{error}")
+            return None
         attempts = 1 + self._settings.retries
         for attempt in range(1, attempts + 1):
             try:
@@ -114,7 +121,12 @@ class OnWorker:
                         "tools_by": plan.tools_by,
                     }
                 )
-                return await conclude(run, self._ending(run, response), folder.root, self._blobs)
+                root: InputRoot | None = folder.root
+                if response is None and not await worker.let_go():
+                    run.messages.append(f"no outputs are taken: {worker.name} may still write them")
+                    root = None
+                folder.is_open = response is None and not worker.usable
+                return await conclude(run, self._ending(run, response), root, self._blobs)
 
     @asynccontextmanager
     async def _lease(
@@ -132,7 +144,9 @@ class OnWorker:
     async def _keep_log(self, run: Run, worker: Worker[WorkerFolder]) -> None:
         """Give the client what the worker said on stderr (PWK-08)."""
         try:
-            tail = await on_disk("reading a worker's log:", lambda: _log_tail(worker))
+            tail = await on_disk(
+                "reading a worker's log:", partial(worker.read_log, MAX_KEPT_LOG_BYTES)
+            )
             if not tail:
                 return
             uploads = Uploads(run.action.digest.function, self._blobs)
@@ -175,10 +189,3 @@ async def _perform(
         folder.is_open = False
         return response
     return None
-
-
-def _log_tail(worker: Worker[WorkerFolder]) -> bytes:
-    with worker.log.open("rb") as file:
-        size_bytes = file.seek(0, 2)
-        file.seek(max(0, size_bytes - MAX_KEPT_LOG_BYTES))
-        return file.read(MAX_KEPT_LOG_BYTES)

@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from stoker.errors import StokerError
+from stoker.execution.action_folders import remove_in_time
 from stoker.execution.disk import on_disk
 from stoker.execution.input_root import InputRoot, RootReplaced
 from stoker.execution.open_folders import OpenFolders
@@ -91,13 +92,19 @@ class WorkerFolder(abc.ABC):
         """
 
     async def remove(self) -> None:
-        """Delete everything. Raises Unavailable where something withstands.
+        """Delete everything. Raises Unavailable where something withstands: it is tried again and
+        again then, for as long as the executor is there.
 
         The process has ended, and no request has the folder. Cancellation waits for the end.
         """
         self._spoil("was removed")
+        removal = partial(remove_tree, os.fspath(self._top))
         async with self._lock:
-            await on_disk("removing a worker's folder:", partial(remove_tree, os.fspath(self._top)))
+            try:
+                await on_disk("removing a worker's folder:", removal)
+            except StokerError:
+                self._nursery.start_soon(remove_in_time, self._top)
+                raise
 
     def _check_sound(self, worker: Served) -> None:
         if self._spoilt:

@@ -18,6 +18,7 @@ from stoker.rpc import ServerCall, Service, unary_stream
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.queue import Stage
 from stoker.scheduler.scheduler import Scheduler
+from stoker.storage.recent import read_soon
 
 HEARTBEAT_SECONDS = 30.0
 """An unchanged operation is told again after this time, lest an idle connection be cut (OPS-07)."""
@@ -169,7 +170,7 @@ async def _read(instance: Instance, digest: Digest) -> bytes:
     """An Action or Command. Raises InputsMissing, which makes the client upload it (EXE-03)."""
     if digest.size_bytes > MAX_MESSAGE_BYTES:
         raise InvalidRequest(f"blob {digest} is too large for an Action or Command")
-    blobs = await instance.blobs.read_many([digest])
+    blobs = await read_soon(instance.blobs, [digest])
     if digest not in blobs:
         raise InputsMissing([digest])
     return blobs[digest]

@@ -54,4 +54,5 @@ def _worker(report: WorkerReport) -> admin.WorkerStatus:
         age_seconds=report.age_seconds,
         idle_seconds=report.idle_seconds,
         log=report.log,
+        tools_by=report.tools_by,
     )

@@ -453,6 +453,7 @@ class WorkerStatus(_message.Message):
     AGE_SECONDS_FIELD_NUMBER: _builtins.int
     IDLE_SECONDS_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
+    TOOLS_BY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     process: _builtins.str
     """Such as "process 4711"."""
@@ -465,6 +466,8 @@ class WorkerStatus(_message.Message):
     idle_seconds: _builtins.float
     log: _builtins.str
     """The file on the server that its stderr goes to."""
+    tools_by: _builtins.str
+    """Who said which inputs are the tool: marked by the client, inferred, or patterns beside that."""
     def __init__(
         self,
         *,
@@ -477,10 +480,11 @@ class WorkerStatus(_message.Message):
         age_seconds: _builtins.float = ...,
         idle_seconds: _builtins.float = ...,
         log: _builtins.str = ...,
+        tools_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "age_seconds", b"age_seconds", "idle_seconds", b"idle_seconds", "in_flight", b"in_flight", "log", b"log", "memory_bytes", b"memory_bytes", "name", b"name", "process", b"process", "served", b"served", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "age_seconds", b"age_seconds", "idle_seconds", b"idle_seconds", "in_flight", b"in_flight", "log", b"log", "memory_bytes", b"memory_bytes", "name", b"name", "process", b"process", "served", b"served", "state", b"state", "tools_by", b"tools_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015

@@ -6,7 +6,16 @@ here recurses, so that depth is bounded by memory only (GTR-11).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Set
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Set,
+)
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -107,7 +116,7 @@ class _Walk:
             await run(self._descend, inline=len(self._below) < _INLINE_ENTRIES)
             if (digests := next(self._level, None)) is None:
                 return None
-        batch = await read_directories(self._blobs, digests)
+        batch = await read_directories(self._blobs.read_many, digests)
         entries = sum(entry_count(directory) for _, directory in batch.found)
         await run(self._note_below, batch.found, inline=entries < _INLINE_ENTRIES)
         return batch
@@ -156,10 +165,14 @@ def directory_batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
         yield batch
 
 
-async def read_directories(blobs: BlobStore, digests: list[Digest]) -> Batch:
+Read = Callable[[Collection[Digest]], Awaitable[Mapping[Digest, bytes]]]
+"""Reads blobs, and leaves out those that are absent."""
+
+
+async def read_directories(read: Read, digests: list[Digest]) -> Batch:
     """Read and parse directories; the empty one is always there. Raises InvalidRequest."""
     stored = [digest for digest in digests if digest != digest.function.empty]
-    data = await blobs.read_many(stored) if stored else {}
+    data = await read(stored) if stored else {}
     inline = sum(map(len, data.values())) < _INLINE_BYTES
     return await run(_parse_batch, digests, data, inline=inline)
 

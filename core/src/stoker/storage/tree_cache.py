@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -12,13 +13,14 @@ import trio
 from stoker.digest import Digest
 from stoker.errors import InputsMissing, InvalidRequest
 from stoker.protos import remote_execution_pb2 as reapi
-from stoker.spi import BlobStore
+from stoker.spi import HELD_SECONDS, BlobStore
 from stoker.storage.input_tree import (
     FileEntry,
     InputDirectory,
     InputTree,
     distinct_directories,
 )
+from stoker.storage.recent import read_soon
 from stoker.storage.threads import run
 from stoker.storage.tree import (
     check_directory,
@@ -44,6 +46,8 @@ the store they go on being in use."""
 
 # Parsing or linking an entry takes 3 µs or so; beyond this number others should not wait for it.
 _INLINE_ENTRIES = 2_000
+# How many files are remembered to have been in the store, about 200 bytes each.
+_SEEN_FILES = 100_000
 # Names are short but a path repeats those of all its parents: a deep chain grows quadratically.
 _MAX_PATH_CHARACTERS = 256 * 1024 * 1024
 
@@ -54,6 +58,13 @@ class _Parsed(NamedTuple):
     files: Mapping[str, FileEntry]
     directories: Mapping[str, Digest]
     symlinks: Mapping[str, str]
+
+
+class _Seen(NamedTuple):
+    """A file that was in the store."""
+
+    digest: Digest
+    at: float
 
 
 class InputTrees:
@@ -73,6 +84,9 @@ class InputTrees:
         self._max_entries = max_entries
         self._known: WeakValueDictionary[Digest, InputDirectory] = WeakValueDictionary()
         self._kept: OrderedDict[Digest, InputDirectory] = OrderedDict()
+        # When a file was last seen in the store: a directory that is new has most of its files from
+        # another one, as a rule. In the order in which they were seen.
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._kept_entries = 0
         self._most_kept_entries = kept_entries
 
@@ -106,6 +120,7 @@ class InputTrees:
         )
 
     async def _read_new(self, root: Digest) -> InputDirectory:
+        read = partial(read_soon, self._blobs)
         parsed: dict[Digest, _Parsed] = {}
         held: dict[Digest, InputDirectory] = {}
         absent: list[Digest] = []
@@ -113,24 +128,24 @@ class InputTrees:
         while level:
             below: dict[Digest, None] = {}
             for digests in directory_batches(level):
-                found, gone = await read_directories(self._blobs, digests)
+                found, gone = await read_directories(read, digests)
                 absent += gone
                 size = sum(entry_count(directory) for _, directory in found)
                 entries += size
                 if entries > self._max_entries:
                     raise _too_many(root, self._max_entries)
-                parsed |= await run(_parse_all, found, inline=size < _INLINE_ENTRIES)
+                inline = size < _INLINE_ENTRIES
+                parsed |= await run(_parse_all, found, self._seen, inline=inline)
                 for digest, directory in found:
                     below.update(dict.fromkeys(subdirectories(digest, directory)))
             level = [digest for digest in below if digest not in seen]
             seen.update(level)
             level = self._unknown(level, held)
-        await self._check_files(parsed, held, absent)
+        since = await self._check_files(parsed, held, absent)
         inline = entries < _INLINE_ENTRIES
         linked = await run(_link, root, parsed, held, self._max_entries, inline=inline)
-        now = trio.current_time()
         for new in linked.values():
-            new.checked_at = now
+            new.checked_at = since
             self._known[new.digest] = new
         return linked[root]
 
@@ -150,24 +165,52 @@ class InputTrees:
         parsed: Mapping[Digest, _Parsed],
         held: Mapping[Digest, InputDirectory],
         absent: list[Digest],
-    ) -> None:
+    ) -> float:
         """Raise InputsMissing with `absent` and all missing files, if there are any.
 
-        Files of directories that are held were looked for not long ago. They are looked for again
-        only where something is missing anyway, so that one answer names all.
+        Files of directories that are held were looked for not long ago, and so were some of those
+        of new ones. They are looked for again only where something is missing anyway, so that one
+        answer names all. Returns since when all files of `parsed` were seen to be there.
         """
         now = trio.current_time()
         new = _file_digests(listing.files for listing in parsed.values())
         due = _due(held.values(), now)
+        unseen, since = self._unseen(new, now)
         missing = absent + await self._missing(
-            [*new, *_file_digests(directory.files for directory in due)]
+            [*unseen, *_file_digests(directory.files for directory in due)]
         )
         if missing:
+            missing += await self._missing(new.keys() - unseen)
             known = [below for root in held.values() for below in distinct_directories(root)]
             missing += await self._missing(_file_digests(directory.files for directory in known))
             raise InputsMissing(list(dict.fromkeys(missing)))
         for directory in due:
             directory.checked_at = now
+        self._see(unseen, now)
+        return since
+
+    def _unseen(self, digests: Collection[Digest], now: float) -> tuple[set[Digest], float]:
+        """Those of `digests` that are to be looked for, and since when the others were there."""
+        since, too_long_ago = now, now - CHECK_AGAIN_SECONDS
+        unseen = set()
+        for digest in digests:
+            seen = self._seen.get(digest.hash)
+            if seen is None or seen.at <= too_long_ago or seen.digest != digest:
+                unseen.add(digest)
+            elif seen.at < since:
+                since = seen.at
+        # Nobody has to wait for what was in the store a moment ago.
+        held = self._blobs.held(unseen)
+        if held:
+            since = min(since, now - HELD_SECONDS)
+        return unseen - held.keys(), since
+
+    def _see(self, digests: Collection[Digest], now: float) -> None:
+        for digest in digests:
+            self._seen[digest.hash] = _Seen(digest, now)
+            self._seen.move_to_end(digest.hash)
+        while len(self._seen) > _SEEN_FILES:
+            self._seen.popitem(last=False)
 
     async def _check_again(self, root: InputDirectory) -> None:
         now = trio.current_time()
@@ -215,26 +258,39 @@ def _file_digests(listings: Iterable[Mapping[str, FileEntry]]) -> dict[Digest, N
         file.digest: None
         for files in listings
         for file in files.values()
-        if file.digest != file.digest.function.empty
+        if file.digest.size_bytes or file.digest != file.digest.function.empty
     }
 
 
-def _parse_all(found: list[tuple[Digest, reapi.Directory]]) -> dict[Digest, _Parsed]:
-    return {digest: _parse(digest, directory) for digest, directory in found}
+def _parse_all(
+    found: list[tuple[Digest, reapi.Directory]], seen: Mapping[str, _Seen]
+) -> dict[Digest, _Parsed]:
+    return {digest: _parse(digest, directory, seen) for digest, directory in found}
 
 
-def _parse(digest: Digest, directory: reapi.Directory) -> _Parsed:
+def _parse(digest: Digest, directory: reapi.Directory, seen: Mapping[str, _Seen]) -> _Parsed:
     check_directory(digest, directory)
     return _Parsed(
-        {
-            node.name: FileEntry(
-                parse_in(digest, node), node.is_executable, *read_properties(digest, node)
-            )
-            for node in directory.files
-        },
+        {node.name: _parse_file(digest, node, seen) for node in directory.files},
         {node.name: parse_in(digest, node) for node in directory.directories},
         {link.name: link.target for link in directory.symlinks},
     )
+
+
+def _parse_file(directory: Digest, node: reapi.FileNode, seen: Mapping[str, _Seen]) -> FileEntry:
+    named = node.digest
+    before = seen.get(named.hash)
+    # What was found well formed before need not be looked at again: that takes most of the time.
+    digest = before.digest if before is not None else None
+    if (
+        digest is None
+        or digest.size_bytes != named.size_bytes
+        or digest.function is not directory.function
+    ):
+        digest = parse_in(directory, node)
+    if not node.HasField("node_properties"):
+        return FileEntry(digest, node.is_executable)
+    return FileEntry(digest, node.is_executable, *read_properties(directory, node))
 
 
 def _link(

@@ -13,6 +13,7 @@ from stoker.digest import Digest
 from stoker.errors import DataLoss, DigestMismatch, OffsetOutOfRange, StokerError
 from stoker.spi import BlobReader, BlobStore, BlobUpload, BlobWriter, Locate
 from stoker.storage.hashing import THREAD_BYTES, StreamHasher, open_hasher
+from stoker.storage.recent import RecentBlobs
 
 _KEPT_PIECE_BYTES = 1024 * 1024
 
@@ -25,10 +26,17 @@ class VerifyingBlobStore(BlobStore):
 
     The empty blob is never passed on: it is never missing, reads as nothing and may be written
     (FMB-02, BSR-09, BUB-05). Calls may overlap as `inner` allows, which is freely.
+
+    Small blobs that have gone in or out are held in memory for a while, for those who ask for no
+    more than their bytes; every other question goes to `inner`.
     """
 
     def __init__(self, inner: BlobStore) -> None:
         self._inner = inner
+        self._recent = RecentBlobs()
+
+    def held(self, digests: Collection[Digest]) -> Mapping[Digest, bytes]:
+        return self._recent.find(digests)
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         asked = _distinct_not_empty(digests)
@@ -65,11 +73,13 @@ class VerifyingBlobStore(BlobStore):
             # There is nothing to store, and any byte that is written is one too many.
             yield _VerifyingWriter(digest, _NoWriter(), StreamHasher(digest))
             return
+        holds = self._recent.wants(digest)
         async with self._inner.open_write(digest) as inner, open_hasher(digest) as hasher:
-            writer = _VerifyingWriter(digest, inner, hasher)
+            writer = _VerifyingWriter(digest, inner, hasher, holds=holds)
             yield writer
             # Inside of the store's context: an error here makes the store drop what it has.
             await writer.verify()
+        self._recent.add(writer.whole())
 
     @asynccontextmanager
     async def open_upload(self, digest: Digest, upload: str) -> AsyncIterator[BlobUpload]:
@@ -81,10 +91,12 @@ class VerifyingBlobStore(BlobStore):
         if digest == digest.function.empty:
             yield _VerifyingUpload(digest, _NoUpload(), StreamHasher(digest))
             return
+        holds = self._recent.wants(digest)
         async with self._inner.open_upload(digest, upload) as inner, open_hasher(digest) as hasher:
-            writer = _VerifyingUpload(digest, inner, hasher)
+            writer = _VerifyingUpload(digest, inner, hasher, holds=holds)
             yield writer
             await writer.verify()
+        self._recent.add(writer.whole())
 
     async def uploaded_bytes(self, digest: Digest, upload: str) -> int:
         if digest == digest.function.empty:
@@ -98,6 +110,7 @@ class VerifyingBlobStore(BlobStore):
         for digest, data in blobs.items():
             if len(data) != digest.size_bytes:
                 raise DataLoss(digest, f"its store has given {len(data)} bytes")
+        self._recent.add(blobs)
         return blobs | {digest: b"" for digest in digests if digest == digest.function.empty}
 
     async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, StokerError]:
@@ -108,7 +121,10 @@ class VerifyingBlobStore(BlobStore):
             for digest, data in blobs.items()
             if digest not in failures and digest != digest.function.empty
         }
-        return failures | (await self._inner.write_many(sound) if sound else {})
+        if sound:
+            failures |= await self._inner.write_many(sound)
+        self._recent.add({digest: sound[digest] for digest in sound if digest not in failures})
+        return failures
 
     async def write_file(self, digest: Digest, path: Path) -> None:
         """Have the store take a file that is `digest` already, and look only at its size.
@@ -139,11 +155,15 @@ class VerifyingBlobStore(BlobStore):
 
 
 class _VerifyingWriter(BlobWriter):
-    def __init__(self, digest: Digest, inner: BlobWriter, hasher: StreamHasher) -> None:
+    def __init__(
+        self, digest: Digest, inner: BlobWriter, hasher: StreamHasher, *, holds: bool = False
+    ) -> None:
+        """With `holds`, what is written is kept in memory too."""
         self._digest = digest
         self._inner = inner
         self._hasher = hasher
         self._size_bytes = 0
+        self._held: list[bytes] | None = [] if holds else None
 
     async def write(self, data: bytes | memoryview) -> None:
         if self._size_bytes + len(data) > self._digest.size_bytes:
@@ -154,6 +174,13 @@ class _VerifyingWriter(BlobWriter):
         await self._inner.write(data)
         # Counted last: if a failed write is ignored, verification finds too few bytes.
         self._size_bytes += len(data)
+        if self._held is not None:
+            self._held.append(bytes(data))
+
+    def whole(self) -> dict[Digest, bytes]:
+        """The blob, once it is verified, where all of it was written here and kept."""
+        data = b"".join(self._held or ())
+        return {self._digest: data} if len(data) == self._digest.size_bytes else {}
 
     async def verify(self) -> None:
         """Raise DigestMismatch unless what was written is the digest."""
@@ -166,8 +193,10 @@ class _VerifyingWriter(BlobWriter):
 class _VerifyingUpload(_VerifyingWriter, BlobUpload):
     """Hashes what an earlier call has left, unless it is given up, before it goes on."""
 
-    def __init__(self, digest: Digest, inner: BlobUpload, hasher: StreamHasher) -> None:
-        super().__init__(digest, inner, hasher)
+    def __init__(
+        self, digest: Digest, inner: BlobUpload, hasher: StreamHasher, *, holds: bool = False
+    ) -> None:
+        super().__init__(digest, inner, hasher, holds=holds)
         self._upload = inner
         self.offset = inner.offset
         self._is_hashed = not inner.offset

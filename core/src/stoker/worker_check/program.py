@@ -22,6 +22,7 @@ _CHUNK_BYTES = 1 << 16
 _KEPT_BYTES = 1 << 16
 _LIMIT_BYTES = 64 * 1024 * 1024
 _EXCERPT_BYTES = 200
+_MOST_UNASKED = 1000
 # A process that ends closes its stdout a moment before it can be waited for.
 _END_SECONDS = 1.0
 _READ_WITHIN_SECONDS = 1.0
@@ -134,12 +135,20 @@ class Program:
             self._incomplete += data[: _EXCERPT_BYTES - len(self._incomplete)]
             for response in self._decoder.feed(data):
                 self._incomplete.clear()
+                if self._hear.statistics().current_buffer_used >= _MOST_UNASKED:
+                    self._give_up_on_flood()
+                    return
                 self._hear.send_nowait(response)
             if not data:
                 self._decoder.end()
         except MalformedResponse as error:
             self._over(f"broke the protocol: {error}")
             self._hear.close()  # not later, as it may live for long
+
+    def _give_up_on_flood(self) -> None:
+        self.unasked()  # it would pass for a worker with those
+        self._over(f"broke the protocol: it gave {_MOST_UNASKED} answers that nobody had asked for")
+        self._hear.close()
 
     async def _watch_process(self, listening: trio.CancelScope) -> None:
         code = await self._process.wait()

@@ -64,19 +64,9 @@ class Conversation:
         return self._exchanges.fault
 
     @property
-    def usable(self) -> bool:
-        """Whether `ask` may be called, as soon as the worker has room for it."""
-        return self._exchanges.usable
-
-    @property
     def recovering(self) -> bool:
         """Whether the answer to a cancelled request is still to come."""
         return self._exchanges.recovering
-
-    @property
-    def served(self) -> int:
-        """How many requests were answered."""
-        return self._exchanges.served
 
     async def listen(self) -> None:
         """Write all that is asked and hear all that the process writes. Returns once `fault` is

@@ -139,9 +139,9 @@ class Exchanges:
     def give_up(self, exchange: Exchange) -> bool:
         """Nobody waits for `exchange` any more. Whether the worker is told so, and is to answer.
 
-        It is told by a cancel request, if it heeds those. If it does not, it is of no more use
-        when it takes one request at a time, and takes no more of them otherwise. A request that
-        is still queued is never sent.
+        It is told by a cancel request, if it heeds those. If it does not, it takes no more
+        requests, and is of no more use as soon as it has none but those that were given up. A
+        request that is still queued is never sent.
         """
         exchange.given_up = True
         if self._drop_frames(exchange) or self._open.get(exchange.request_id) is not exchange:
@@ -149,11 +149,16 @@ class Exchanges:
         if self._cancellable:
             cancel = WorkRequest(request_id=exchange.request_id, cancel=True)
             self._frames.append(_Frame(exchange, self._protocol.encode(cancel), is_cancel=True))
-        elif self._multiplex:
+        elif self._is_needed():
             self._declined = True
         else:
             self.fail(Fault(FaultKind.ABANDONED, "was abandoned in mid-request"))
         return self._cancellable
+
+    def _is_needed(self) -> bool:
+        """Whether anybody waits for it."""
+        exchanges = [*self._open.values(), *(frame.exchange for frame in self._frames)]
+        return not all(exchange.given_up for exchange in exchanges)
 
     def hear(self, data: bytes) -> None:
         """Take what the worker wrote to its stdout: all of it or, where it is wrong, nothing.

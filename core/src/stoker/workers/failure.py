@@ -70,6 +70,7 @@ class WorkerFailed(Unavailable):
         excerpt: bytes = b"",
         exit: Exit | None = None,  # noqa: A002  # the word of spi.Process
         log_tail: str = "",
+        unproven_protocol: str = "",
     ) -> None:
         self.worker = worker
         self.reason = reason
@@ -84,8 +85,11 @@ class WorkerFailed(Unavailable):
         """How its process ended, where that is to blame."""
         self.log_tail = log_tail
         """The end of what the process wrote to stderr."""
+        self.unproven_protocol = unproven_protocol
+        """How it was spoken to, if it has answered nothing so far: perhaps it knows another."""
+        hint = f" (it was spoken to in {unproven_protocol})" if unproven_protocol else ""
         tail = f"; its stderr ends with:\n{log_tail}" if log_tail else "; its stderr is empty"
-        super().__init__(f"{worker} {reason}{tail}")
+        super().__init__(f"{worker} {reason}{hint}{tail}")
 
 
 def describe_exit(ended: Exit) -> str:

@@ -21,8 +21,8 @@ class Mode(enum.Enum):
 class WorkerKey:
     """Workers of equal keys are interchangeable (PWK-11, PWK-12).
 
-    The client's own key is a part of the platform, and no more than that: it keeps workers apart
-    but never makes two that differ otherwise one.
+    The client's own key is a part of it, and no more than that: it keeps workers apart but never
+    makes two that differ otherwise one.
 
     A mnemonic is no part. To Bazel it is, which is why there is ``worker-key-mnemonic``: it has
     actions of several mnemonics share a worker. Here these share one anyway if all else is equal.
@@ -32,8 +32,10 @@ class WorkerKey:
     """The instance name."""
     silo: str
     """The property ``cache-silo-key``."""
+    client_key: str = ""
+    """The property ``persistentWorkerKey``."""
     platform: tuple[tuple[str, tuple[str, ...]], ...]
-    """All properties but ``worker-key-mnemonic``, in order of their names."""
+    """All other properties but ``worker-key-mnemonic``, in order of their names."""
     argv: tuple[str, ...]
     """What the process is started with: ``--persistent_worker`` and what the operator adds too."""
     environment: tuple[tuple[str, str], ...]

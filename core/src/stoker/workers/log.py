@@ -70,11 +70,15 @@ class WorkerLog:
                 position += os.write(earlier, data)
 
     def read_tail(self) -> str:
-        """The end of it as text, across a rotation; empty when there is none."""
-        tail = _read_tail(self.path, LOG_TAIL_BYTES)
-        if len(tail) < LOG_TAIL_BYTES:
-            tail = _read_tail(self.earlier, LOG_TAIL_BYTES - len(tail)) + tail
-        return tail.decode("utf-8", "replace").strip()
+        """The end of it as text, for an error to quote; empty when there is none."""
+        return self.read_end(LOG_TAIL_BYTES).decode("utf-8", "replace").strip()
+
+    def read_end(self, max_bytes: int) -> bytes:
+        """At most the last `max_bytes` of it, across a rotation; empty when there is none."""
+        end = _read_tail(self.path, max_bytes)
+        if len(end) < max_bytes:
+            end = _read_tail(self.earlier, max_bytes - len(end)) + end
+        return end
 
 
 def earlier_log(log: Path) -> Path:

@@ -89,10 +89,13 @@ class WorkerMaker(Generic[FolderT]):
         """Remove what is left of a worker that has ended, but for its log. Failures are logged."""
         try:
             await worker.folder.remove()
+        except StokerError as error:
+            _log.warning("worker's folder not removed", worker=worker.name, reason=str(error))
+        try:
             with _disk_errors("removing a worker's log"):
                 self.logs.end(worker.log)
         except StokerError as error:
-            _log.warning("worker's folder not removed", worker=worker.name, reason=str(error))
+            _log.warning("worker's log not removed", worker=worker.name, reason=str(error))
 
     def remove_logs(self) -> None:
         """Remove the logs of all workers, which have ended. Failures are logged."""

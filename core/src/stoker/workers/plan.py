@@ -171,6 +171,7 @@ def _plan(
         key=WorkerKey(
             namespace=action.namespace,
             silo=wishes.silo,
+            client_key=wishes.client_key,
             platform=telling_processes_apart(action.platform),
             argv=(*startup, PERSISTENT_WORKER_FLAG, *rule.extra_flags),
             environment=_environment(action.command),

@@ -15,7 +15,7 @@ from stoker.action import LoadedAction
 from stoker.spi import ExecutionStrategy, ProcessUser, WorkerProtocol
 from stoker.workers.alarm import Alarm
 from stoker.workers.failure import WorkerFailed
-from stoker.workers.history import History, Miss
+from stoker.workers.history import History
 from stoker.workers.invocations import Invocations
 from stoker.workers.logs import WorkerLogs
 from stoker.workers.making import Folder, FolderT, WorkerMaker
@@ -25,7 +25,7 @@ from stoker.workers.report import PoolReport
 from stoker.workers.resident import Resident
 from stoker.workers.settings import WorkerSettings
 from stoker.workers.survey import survey
-from stoker.workers.verdict import has_to_recover, reason_to_end
+from stoker.workers.verdict import end_by_itself, has_to_recover, reason_to_end
 from stoker.workers.worker import Worker, WorkerMachinery
 
 __all__ = ["Folder", "WorkerCounts", "WorkerPool", "open_worker_pool"]
@@ -245,7 +245,13 @@ class WorkerPool(Generic[FolderT]):
         ]
         ending = next((reason for reason in reversed(endings) if reason), None)
         miss = self._history.miss(plan.key, plan.name, is_busy=is_busy, ending=ending)
-        _log_created(resident.worker.name, miss)
+        _log.info(
+            "worker created",
+            worker=resident.worker.name,
+            reason=miss.reason,
+            nearest_key_differs_in=miss.differs_in,
+            tools_by=plan.tools_by,
+        )
 
     def _reuse(self, resident: Resident[FolderT]) -> Resident[FolderT]:
         resident.worker.fresh = False
@@ -305,7 +311,7 @@ class WorkerPool(Generic[FolderT]):
             place = self._places.place_of(resident)
             # Unless it was told to: then it may take its time.
             if place is not None and place.ending is None:
-                self._places.leave(resident, "failed")
+                self._places.leave(resident, end_by_itself(worker))
                 self._settle()
 
         await worker.live(leave)
@@ -387,9 +393,3 @@ class WorkerPool(Generic[FolderT]):
                 self._places.retire(resident, "invocation")
         self._settle()
         self._alarm.set(self._next_end())
-
-
-def _log_created(worker: str, miss: Miss) -> None:
-    _log.info(
-        "worker created", worker=worker, reason=miss.reason, nearest_key_differs_in=miss.differs_in
-    )

@@ -6,7 +6,7 @@ which clients may set as properties of the same names, and the property of Build
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from stoker.action import Platform
@@ -40,6 +40,7 @@ class Wishes(NamedTuple):
     name: str | None
     """What to call its workers, in place of the mnemonic."""
     silo: str
+    client_key: str
     keeps_container: bool | None
     """Whether the container of its image may serve further actions; None without an image."""
 
@@ -64,17 +65,24 @@ def read_wishes(platform: Platform) -> Wishes:
         cancellation=_verdict(_statements(platform, _CANCELLATION)),
         name=_one_value(platform, _NAME),
         silo=", ".join(platform.get(_SILO, ())),
+        client_key=", ".join(platform.get(KEY, ())),
         keeps_container=_keeps_container(platform),
     )
 
 
 def telling_processes_apart(platform: Platform) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """The part of `platform` that belongs into a worker's key.
+    """The part of `platform` that belongs into a worker's key, beside what has a place of its own
+    there.
 
     That is all but what only names a worker: ``worker-key-mnemonic`` is there to let actions of
     several mnemonics share one, some of which need not set it.
     """
-    return tuple(sorted(item for item in platform.items() if item[0] not in _NAME))
+    return tuple(sorted(item for item in platform.items() if not _has_another_place(*item)))
+
+
+def _has_another_place(name: str, values: Collection[str]) -> bool:
+    # Several values are one text there, which a single value may be too.
+    return name in _NAME or (name in (_SILO, KEY) and len(values) == 1)
 
 
 def _statements(platform: Platform, names: tuple[str, ...]) -> Iterator[tuple[str, bool]]:

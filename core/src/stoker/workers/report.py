@@ -31,6 +31,9 @@ class WorkerReport:
     """For how long it has had nothing to do."""
     log: str
     """Where its stderr is."""
+    tools_by: str = ""
+    """Who said which inputs are the tool, for the action that it was started for: as for
+    `WorkerPlan.tools_by`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from stoker.errors import InputsMissing, InvalidRequest
 from stoker.protos.worker_protocol_pb2 import WorkRequest
 from stoker.spi import BlobStore
 from stoker.storage.input_tree import FileEntry, InputDirectory, InputTree
+from stoker.storage.recent import read_soon
 from stoker.workers.arguments import MAX_FLAG_FILE_BYTES, expand_arguments
 from stoker.workers.links import links_of
 from stoker.workers.paths import find_file, seen_from
@@ -162,7 +163,7 @@ async def _read_flag_file(
 async def _read_blob(digest: Digest, blobs: BlobStore) -> bytes:
     if digest == digest.function.empty:
         return b""
-    found = await blobs.read_many([digest])
+    found = await read_soon(blobs, [digest])
     if digest not in found:
         raise InputsMissing([digest])
     return found[digest]

@@ -10,6 +10,7 @@ from stoker import spi
 from stoker.resources import ByteCount
 
 ProtocolName = Annotated[str, msgspec.Meta(extra={"refers_to": "worker_protocols"})]
+_Argument = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
 _Patience = Annotated[float, msgspec.Meta(gt=0)]
@@ -36,9 +37,9 @@ class WorkerRule(spi.Settings, frozen=True):
     """Whether it then heeds ``sandbox_dir``, where the action does not say."""
     cancellation: bool | None = None
     """Whether it heeds cancel requests, where the action does not say."""
-    extra_flags: tuple[str, ...] = ()
+    extra_flags: tuple[_Argument, ...] = ()
     """What its command line ends with, behind ``--persistent_worker``."""
-    verbosity: Annotated[int, msgspec.Meta(ge=0)] = 0
+    verbosity: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
     """What requests tell it of how much to say; Bazel's ``--worker_verbose`` is 10."""
     tools: tuple[str, ...] = ()
     """Which inputs belong to the tool where the client marks none, as shell patterns of paths
@@ -48,6 +49,7 @@ class WorkerRule(spi.Settings, frozen=True):
     ``dockerReuse=True``. Not needed where the strategy keeps all containers, and of no effect where
     it keeps none."""
     max_workers_per_key: _Count | None = None
+    """In place of the setting of that name, as are the next three."""
     max_workers_per_mnemonic: _Count | None = None
     max_requests: _Count | None = None
     max_requests_in_flight: _Count | None = None
@@ -66,8 +68,9 @@ class WorkerSettings(spi.Settings, frozen=True):
     max_workers_per_mnemonic: _Count | None = None
     """How many may be of one mnemonic, whatever else they differ in; unset for no bound."""
     max_memory_bytes: ByteCount | None = None
-    """How much memory all workers may use together, as it is measured; above it idle ones are
-    ended, the largest first. Unset for no bound."""
+    """How much memory all workers may use together, as it is measured. Above it no other is
+    started, and idle ones are ended, the largest first and those of high priority last; if that
+    is not enough, busy ones once they are idle. Unset for no bound."""
     max_worker_memory_bytes: ByteCount | None = None
     """How much memory one worker may use, as it is measured: above it, it is ended once it is
     idle. Unset for no bound."""
@@ -79,7 +82,8 @@ class WorkerSettings(spi.Settings, frozen=True):
     """After how long without a request a worker is ended."""
     quit_after_invocation_seconds: _Patience | None = None
     """How long after the last action of an invocation of the build tool the idle workers that
-    served it last are ended; unset for leaving that to `idle_seconds`."""
+    served it last are ended; unset for leaving that to `idle_seconds`. Actions of no invocation,
+    whose client names none, have none end."""
     cancel_grace_seconds: _Seconds = 5.0
     """How long a worker may take to answer after it was sent a cancel request."""
     shutdown_grace_seconds: _Seconds = 5.0
@@ -91,10 +95,11 @@ class WorkerSettings(spi.Settings, frozen=True):
     one_shot_fallback: bool = True
     """Whether an action that workers have failed is then run without one; otherwise it fails, as
     unavailable."""
-    max_response_bytes: _Count = 64 * 1024 * 1024
+    max_response_bytes: ByteCount = 64 * 2**20
     """How large one response may be."""
     max_log_bytes: ByteCount = 16 * 2**20
     """How large the log of a worker, which is its stderr, may grow before it is rotated."""
     kept_logs: Annotated[int, msgspec.Meta(ge=0)] = 32
-    """How many logs of workers that have ended are kept."""
+    """How many logs of workers that have ended are kept, for as long as the server runs. What
+    clients are to see of them is sent with the actions that fail."""
     rules: tuple[WorkerRule, ...] = ()

@@ -68,6 +68,7 @@ def _worker_report(
         age_seconds=now - resident.made_at,
         idle_seconds=now - resident.idle_since if is_idle else 0.0,
         log=str(worker.log),
+        tools_by=worker.plan.tools_by,
     )
 
 

@@ -31,13 +31,19 @@ def reason_to_end(worker: Worker[FolderT], failure: BaseException | None) -> Rea
     `failure` is what the lease was left by.
     """
     if failure is None:
-        return None if worker.usable else "failed"
+        # Who ran out of time leaves without failure too.
+        return None if worker.usable else end_by_itself(worker)
     if not _is_cancellation(failure):
         return "failed"
     # The answer to its cancel request may have come before the lease was left. Of one that takes
     # one request at a time nothing tells that from a folder that was left half laid out.
     is_well = worker.usable and worker.plan.cancellable and _is_shared(worker)
     return None if is_well else "cancelled"
+
+
+def end_by_itself(worker: Worker[FolderT]) -> Reason:
+    """Why `worker` ends that nobody has asked to."""
+    return "cancelled" if worker.spent_by_cancellation else "failed"
 
 
 def _is_shared(worker: Worker[FolderT]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -27,6 +26,10 @@ _log = structlog.get_logger(__name__)
 NOT_STARTED = "no process"
 
 _WISHES = {FaultKind.STOPPED, FaultKind.ABANDONED}
+_BY_CANCELLATION = {FaultKind.ABANDONED, FaultKind.UNRECOVERED, FaultKind.AMBIGUOUS}
+
+# What a tool may do that is spoken to in a protocol that it does not know.
+_MISUNDERSTANDINGS = {FaultKind.GARBAGE, FaultKind.CLOSED_STDIN, FaultKind.CLOSED_STDOUT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,7 @@ class Worker(Generic[FolderT]):
         self._wanted = trio.Event()
         self._waiting_for_start = 0
         self._settled = trio.Event()  # whether it could be started is known
+        self._gone = trio.Event()  # nothing is left of the process
         self._start_error: Exception | None = None
         self._end_error: Exception | None = None
         self._process: Process | None = None
@@ -116,6 +120,12 @@ class Worker(Generic[FolderT]):
             and not self._service.cancel_called
             and not self._life.cancel_called
         )
+
+    @property
+    def spent_by_cancellation(self) -> bool:
+        """Whether it takes no other request because one was given up."""
+        refusal = self._exchanges.refusal
+        return refusal is not None and refusal.kind in _BY_CANCELLATION
 
     @property
     def recovering(self) -> bool:
@@ -172,9 +182,33 @@ class Worker(Generic[FolderT]):
             await self._conversation.recover(self._machinery.cancel_grace_seconds)
         return self.usable
 
+    async def let_go(self) -> bool:
+        """Wait until nothing that was given up is worked on any more: it was answered, which
+        `recover` waits for, or the process is gone. Returns False where neither can be waited for,
+        as one that cannot be told goes on with others' requests.
+
+        Calls may overlap; cancellation leaves all as it is.
+        """
+        if await self.recover():
+            return True
+        if self._exchanges.fault is None:
+            return False
+        await self._gone.wait()
+        return True
+
     async def measure_memory(self) -> int | None:
         """How many bytes its process uses with all that came of it; None if nobody can tell."""
-        return None if self._process is None else await self._process.measure_memory()
+        if self._process is None:
+            return None
+        try:
+            return await self._process.measure_memory()
+        except Exception as error:  # noqa: BLE001  # one strategy's plugin must not end the pool
+            _log.error("worker's memory not measured", worker=self.name, exc_info=error)
+            return None
+
+    def read_log(self, max_bytes: int) -> bytes:
+        """The end of what its process has written to stderr. Blocks as long as a disk may."""
+        return self._log_file.read_end(max_bytes)
 
     def _failed(self, fault: Fault, *, answered: bool) -> WorkerFailed:
         return WorkerFailed(
@@ -185,6 +219,12 @@ class Worker(Generic[FolderT]):
             excerpt=fault.excerpt,
             exit=fault.exit,
             log_tail=self._log_file.read_tail(),
+            unproven_protocol=self.plan.protocol if self._is_unproven(fault) else "",
+        )
+
+    def _is_unproven(self, fault: Fault) -> bool:
+        return not self.served and (
+            fault.kind in _MISUNDERSTANDINGS or (fault.exit is not None and not fault.exit.signal)
         )
 
     # --- for the pool ---------------------------------------------------------------------------
@@ -206,14 +246,7 @@ class Worker(Generic[FolderT]):
             self._exchanges.fail(STOPPED)
             self._process = None
             self._settled.set()
-
-    def rest(self, seconds: float) -> None:
-        """Retire unless there is something to do within `seconds`."""
-        self._service.deadline = trio.current_time() + seconds
-
-    def resume(self) -> None:
-        """There is something to do."""
-        self._service.deadline = math.inf
+            self._gone.set()
 
     def retire(self) -> None:
         """End the process politely, without waiting: close its stdin, and be patient."""

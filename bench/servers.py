@@ -66,14 +66,23 @@ class ServerProcess:
 
 @contextmanager
 def open_stoker(store: str, slots: int = 1, sandbox: str = "none") -> Iterator[ServerProcess]:
-    """``stoker serve``, all its state in a temporary folder. `store` is "memory" or "disk",
-    `sandbox` the kind of one.
+    """As `open_stoker_of`, with one local executor. `store` is "memory" or "disk", `sandbox` the
+    kind of one."""
+    configuration = _STORES[store] + _SERVER.format(slots=slots, sandbox=sandbox)
+    with open_stoker_of(configuration) as server:
+        yield server
+
+
+@contextmanager
+def open_stoker_of(configuration: str) -> Iterator[ServerProcess]:
+    """``stoker serve`` of a TOML file, all its state in a temporary folder.
 
     Raises RuntimeError if it does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="stoker-bench-") as name:
-        configuration = Path(name, "stoker.toml")
-        configuration.write_text(_STORES[store] + _SERVER.format(slots=slots, sandbox=sandbox))
+        # Other users may have to pass: processes in containers do.
+        Path(name).chmod(0o711)
+        Path(name, "stoker.toml").write_text(configuration)
         addresses = Path(name, "addresses")
         command = ["-m", "stoker", "serve", "--config", name + "/stoker.toml"]
         with _process([*command, "--port-file", str(addresses)], subprocess.DEVNULL) as process:

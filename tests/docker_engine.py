@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 BUSYBOX = "stoker-test-busybox:1"
-PYTHON = "stoker-test-python:1"
+PYTHON = "stoker-test-python:2"
 
 _PATIENCE_SECONDS = 60.0
 
@@ -67,10 +67,16 @@ class TestEngine:
             time.sleep(0.05)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Stop it; its containers end with it."""
+        """Stop it; its containers end with it, unless it is killed: then when it starts again."""
         assert self._process is not None
+        containerd = self._folder / "exec" / "containerd" / "containerd.pid"
+        below = containerd.read_text() if containerd.exists() else ""
         self._process.send_signal(number)
         self._process.wait(_PATIENCE_SECONDS)
+        # It ends a moment later, and a new dockerd that still finds it would wait for its answers.
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while below and Path("/proc", below.strip()).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 @contextmanager
@@ -88,6 +94,14 @@ def running_engine() -> Iterator[TestEngine]:
             yield engine
         finally:
             engine.stop()
+            _unmount_below(folder)
+
+
+def _unmount_below(folder: str) -> None:
+    """An engine that was killed leaves its mounts, and each keeps the folder."""
+    points = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for point in reversed([point for point in points if point.startswith(f"{folder}/")]):
+        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
 
 
 @contextmanager
@@ -141,12 +155,16 @@ def busybox_tree() -> dict[str, Path | str]:
 
 
 def python_tree() -> dict[str, Path | str]:
-    """As `busybox_tree`, with this machine's own Python and what it needs."""
+    """As `busybox_tree`, with this machine's own Python and bash, and what they need."""
     program = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}").resolve()
     library = Path(sysconfig.get_path("stdlib"))
     files = [program, *library.glob("lib-dynload/*.so"), *_library_files(library)]
     tree = busybox_tree() | {_inside(file): file for file in files}
-    for file in [program, *library.glob("lib-dynload/*.so")]:
+    programs = {program}
+    if bash := shutil.which("bash"):
+        programs.add(Path(bash))
+        tree["bin/bash"] = Path(bash).resolve()
+    for file in [*programs, *library.glob("lib-dynload/*.so")]:
         tree |= {_inside(path): path.resolve() for path in _loaded_by(file)}
     return tree | {"bin/python3": str(program)}
 

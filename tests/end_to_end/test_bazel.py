@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.docker_engine import PYTHON, NoEngine, some_endpoint
 
 from .bazel import Bazel, Outcome, open_bazel
 from .server_process import ServerProcess, open_server_process
@@ -274,3 +278,84 @@ def test_the_example_needs_no_server(bazel: Bazel) -> None:
     assert outcome.exit_code == 0, outcome.console
     assert "worker" in {spawn.runner for spawn in outcome.spawns if spawn.mnemonic == "CompilePage"}
     assert not any(runner.startswith("remote") for runner in outcome.runners())
+
+
+CONTAINERS = """
+[server]
+listen = ["127.0.0.1:0"]
+drain_seconds = 1.0
+
+[blob_stores.main]
+kind = "disk"
+path = "cas"
+
+[action_caches.main]
+kind = "disk"
+path = "results"
+
+[strategies.boxes]
+kind = "docker"
+endpoint = "{endpoint}"
+pull = "never"
+
+[executors.boxes]
+strategy = "boxes"
+slots = 2
+properties = {{ container-image = "*", dockerReuse = "*" }}
+
+[instances.""]
+blob_store = "main"
+action_cache = "main"
+executors = ["boxes"]
+"""
+
+PLATFORM = """
+platform(
+    name = "boxes",
+    parents = ["@local_config_platform//:host"],
+    exec_properties = {{"container-image": "{image}", "dockerReuse": "True"}},
+)
+"""
+
+# What gcc compiles would need an image with gcc.
+TARGETS_FOR_CONTAINERS = ["//text:all", "//pages:all"]
+
+
+@pytest.fixture
+def server_of_containers() -> Iterator[ServerProcess]:
+    # Not in pytest's own folder, which no other user may enter.
+    with tempfile.TemporaryDirectory(prefix="stoker-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o711)
+        try:
+            with some_endpoint() as endpoint:
+                toml = CONTAINERS.format(endpoint=endpoint)
+                with open_server_process(Path(folder), toml) as opened:
+                    yield opened
+        except NoEngine as error:
+            pytest.skip(f"no container engine: {error}")
+
+
+def test_everything_runs_in_containers_and_pages_on_workers_in_them(  # ISO-02, PWK-03
+    bazel: Bazel, server_of_containers: ServerProcess
+) -> None:
+    bazel.clean()
+    image = f"docker://{PYTHON}"
+    # Properties of a platform, unlike those of the command line, hold beside those of a target.
+    (bazel.workspace / "boxes").mkdir()
+    (bazel.workspace / "boxes" / "BUILD").write_text(PLATFORM.format(image=image))
+    outcome = bazel.run(
+        "build",
+        *TARGETS_FOR_CONTAINERS,
+        "--output_groups=+statistics",
+        *remote(server_of_containers),
+        "--host_platform=//boxes",
+        "--extra_execution_platforms=//boxes",
+    )
+    assert outcome.exit_code == 0, outcome.console + server_of_containers.log.read_text()
+    assert outcome.runners() == {"remote"}
+    assert {spawn.platform["container-image"] for spawn in outcome.spawns} == {image}
+    assert bazel.built("text/whole.txt").read_text().splitlines()[-1] == "1999"
+    for protocol in ("proto", "json"):
+        pages = read_statistics(bazel, protocol)
+        assert {page["mode"] for page in pages} == {"worker"}
+        assert max(page["requests_served"] for page in pages) >= PAGES_PER_PROTOCOL // SLOTS

@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -579,6 +580,10 @@ class Process(abc.ABC):
     started_ns: int | None = None
     """When it began, by the clock of time.monotonic_ns, where that was a while before its context
     was entered."""
+    facts: Mapping[str, str] = MappingProxyType({})
+    """What whoever sent the action may want to know of where it runs, such as the digest of its
+    container's image: told in the action's auxiliary metadata (RUN-29). The server's own names
+    there, such as ``worker``, are not to be used."""
     has_exited: bool = False
     """Whether `wait` would return at once. False says nothing."""
 
@@ -611,6 +616,10 @@ class ExecutionStrategy(abc.ABC):
     """Whether processes cannot change content, permissions or times of files below their root
     that belong to the server's user, in whatever way. Inputs are then hard links to blobs; else
     they are copies."""
+    keeps_containers: bool | None = None
+    """Whether what a process runs in may serve one action after another, by decision of those who
+    run the server. None where that is for an action's platform to say (``dockerReuse``), or where
+    there are no containers. What may not be kept has no persistent worker."""
 
     def enforcement(self) -> Sequence[str]:
         """Sentences for those who run the server: how process trees are ended and limits

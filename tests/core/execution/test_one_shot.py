@@ -28,7 +28,7 @@ from stoker.execution.enclosed import Enclosed
 from stoker.execution.executor import open_executor
 from stoker.execution.settings import ExecutionSettings
 from stoker.protos import remote_execution_pb2 as reapi
-from stoker.spi import Process, ProcessSpec, Sandbox
+from stoker.spi import ExecutionStrategy, Process, ProcessSpec, Sandbox
 from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.verifying import VerifyingBlobStore
 from stoker.workers.settings import WorkerSettings
@@ -429,7 +429,7 @@ async def test_a_strategy_that_fails_is_no_result(
     cas: Cas, tmp_path: Path, open_rig: OpenRig
 ) -> None:
     # RUN-24
-    class Failing:
+    class Failing(ExecutionStrategy):
         @asynccontextmanager
         async def start(self, spec: ProcessSpec) -> AsyncIterator[Process]:
             if spec.argv:

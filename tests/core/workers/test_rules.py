@@ -113,6 +113,16 @@ def test_containers_may_be_kept_by_rule() -> None:
     assert under(WorkerRule(keep_containers=True), platform=platform).key.mode is Mode.SINGLEPLEX
 
 
+def test_containers_may_be_kept_or_not_by_strategy() -> None:  # PWK-03
+    action = an_action(platform={**ASKED, "container-image": "image"})
+    kept = plan_worker(action, TREE, PROTOCOLS, keeps_containers=True)
+    assert isinstance(kept, WorkerPlan)
+    by_rule = WorkerSettings(rules=(WorkerRule(keep_containers=True),))
+    refused = plan_worker(action, TREE, PROTOCOLS, by_rule, keeps_containers=False)
+    assert isinstance(refused, str)
+    assert "never kept" in refused
+
+
 def test_terms_are_those_of_the_settings_unless_the_rule_has_its_own() -> None:
     settings: dict[str, Any] = {
         "max_workers_per_key": 2,

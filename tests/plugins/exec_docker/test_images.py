@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 
 from stoker import spi
+from tests.docker_engine import BUSYBOX, PYTHON
 
 from .conftest import OpenStrategy
 from .places import output, place_at
@@ -56,6 +58,23 @@ async def test_what_a_tag_stands_for_is_asked_again_where_that_is_set(  # ISO-02
     registry.publish("tools/moving:1", "third")
     async with open_docker(pull="missing") as strategy:
         assert await strategy.identify_surroundings(properties) == second
+
+
+async def test_a_name_that_comes_to_mean_another_image_is_noticed(
+    open_docker: OpenStrategy, endpoint: str
+) -> None:
+    def name_it(image: str) -> None:
+        tag = ["docker", "-H", endpoint, "tag", image, "stoker-test-moving:1"]
+        subprocess.run(tag, check=True)
+
+    properties = {"container-image": ("stoker-test-moving:1",)}
+    async with open_docker() as strategy:
+        answers = []
+        for image in (BUSYBOX, PYTHON, BUSYBOX):
+            await trio.to_thread.run_sync(name_it, image)
+            answers.append(await strategy.identify_surroundings(properties))
+            assert answers[-1] == await strategy.identify_surroundings(properties)
+    assert answers[0] == answers[2] != answers[1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from stoker import spi
-from stoker.testing.execution_strategy_laws import outcome, run
+from stoker.testing.execution_strategy_laws import Witness, outcome, run
 from stoker_exec_docker import DockerSettings, open_strategy
 from tests.docker_engine import BUSYBOX, NoEngine, TestEngine, import_images, running_engine
 
@@ -138,3 +138,30 @@ async def test_what_it_does_is_told(open_docker: OpenStrategy) -> None:
     if os.geteuid() == 0:
         assert "one action after another" in sentences
         assert "degraded" not in sentences
+
+
+async def test_an_engine_that_is_killed_when_busy_and_started_again_serves_on(
+    own_engine: TestEngine, tmp_path: Path
+) -> None:
+    settings = DockerSettings(
+        endpoint=own_engine.endpoint,
+        default_image=BUSYBOX,
+        pull="never",
+        keep_containers="always",
+        engine_wait_seconds=60,
+    )
+    async with open_strategy(settings, spi.Context("docker", tmp_path, {})) as strategy:
+        place = place_at(tmp_path / "actions" / "1", strategy.user)
+        other = place_at(tmp_path / "actions" / "2", strategy.user)
+        assert await outcome(strategy, other.spec("true")) == spi.Exit(0)
+        witness = Witness(place.root / "witness")
+        with pytest.raises(spi.Unavailable):  # noqa: PT012  # two things that happen at once
+            async with strategy.start(place.script("exec 9>witness; echo on >&9; sleep 1000")) as p:
+                await witness.wait_for("on")
+                await trio.to_thread.run_sync(own_engine.stop, signal.SIGKILL)
+                await p.wait()
+        await witness.wait_until_all_are_gone()
+        witness.close()
+        await trio.to_thread.run_sync(own_engine.start)
+        assert await outcome(strategy, place.spec("true")) == spi.Exit(0)
+    assert containers(own_engine.endpoint) == []

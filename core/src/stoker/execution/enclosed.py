@@ -16,6 +16,7 @@ class Enclosed(ExecutionStrategy):
         self._strategy = strategy
         self._sandbox = sandbox
         self.user = strategy.user
+        self.keeps_containers = strategy.keeps_containers
         self.protects_inputs = strategy.protects_inputs or sandbox.protects_inputs
         self.protects_changing_inputs = strategy.protects_inputs
         """As `protects_inputs`, of processes whose root changes while they live."""
@@ -58,6 +59,7 @@ class _EnclosedProcess(Process):
         self.stdin = process.stdin
         self.stdout = process.stdout
         self.started_ns = process.started_ns
+        self.facts = process.facts
         self._process = process
         self._sandbox = sandbox
 

@@ -102,7 +102,13 @@ class Executor:
         return InputsMissing(list(dict.fromkeys(missing)))
 
     async def _run_on_worker(self, run: Run) -> Outcome | None:
-        plan = plan_worker(run.action, run.tree, self.workers.protocols, self._worker_settings)
+        plan = plan_worker(
+            run.action,
+            run.tree,
+            self.workers.protocols,
+            self._worker_settings,
+            keeps_containers=self._strategy.keeps_containers,
+        )
         if isinstance(plan, WorkerPlan):
             surroundings = await self._strategy.identify_surroundings(run.action.platform)
             return await self._on_worker.run(run, plan.within(surroundings))

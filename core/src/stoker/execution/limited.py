@@ -16,6 +16,7 @@ class Limited(ExecutionStrategy):
     follow from their platform. Calls may overlap."""
 
     def __init__(self, strategy: ExecutionStrategy, settings: ExecutionSettings) -> None:
+        self.keeps_containers = strategy.keeps_containers
         self._strategy = strategy
         self._settings = settings
 

@@ -114,6 +114,7 @@ class OnWorker:
                 run.stages.mark("execution_completed")
                 run.stages.note(
                     {
+                        **worker.facts,
                         "worker": worker.name,
                         "served": worker.served,
                         "worker_key": key,

@@ -62,6 +62,8 @@ class OneShot:
             async with self._strategy.start(spec) as process:
                 # Once more: what came before is not the command's time (RUN-20).
                 run.stages.mark("execution_start", process.started_ns)
+                if process.facts:
+                    run.stages.note(process.facts)
                 return await self._wait(process, run.limit_seconds)
         finally:
             run.stages.mark("execution_completed")

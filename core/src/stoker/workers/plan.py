@@ -82,12 +82,14 @@ def plan_worker(
     tree: InputTree,
     protocols: Collection[str],
     settings: WorkerSettings = _UNCONFIGURED,
+    *,
+    keeps_containers: bool | None = None,
 ) -> WorkerPlan | str | None:
     """The plan for `action`; None if no worker is asked for; or why it cannot have one.
 
     An action that cannot have one is to be run as any other, which is always right. `protocols`
-    are those on offer. What the action says itself counts before what `settings` say of it. The
-    surroundings are left empty: see `WorkerPlan.within`.
+    are those on offer, and `keeps_containers` is the strategy's. What the action says itself counts
+    before what `settings` say of it. The surroundings are left empty: see `WorkerPlan.within`.
 
     It costs as much as those directories of `tree` have entries that no earlier tree has.
     """
@@ -100,7 +102,8 @@ def plan_worker(
     except UnclearProperties as error:
         return f"{error}"
     protocol = wishes.protocol or rule.protocol or DEFAULT_PROTOCOL
-    if obstacle := _obstacle(wishes, rule, protocol, protocols):
+    obstacle = _obstacle(rule, protocol, protocols)
+    if obstacle := obstacle or _container_obstacle(wishes, rule, keeps_containers):
         return obstacle
     command_line = split_arguments(action.command.arguments)
     if command_line is None:
@@ -118,15 +121,22 @@ def plan_worker(
     )
 
 
-def _obstacle(
-    wishes: Wishes, rule: WorkerRule, protocol: str, protocols: Collection[str]
-) -> str | None:
+def _obstacle(rule: WorkerRule, protocol: str, protocols: Collection[str]) -> str | None:
     if rule.use == "never":
         return "the server's configuration says never to use one for it"
     if protocol not in protocols:
         offered = ", ".join(sorted(protocols)) or "none"
         return f"worker protocol {protocol!r} is not offered; offered are: {offered}"
-    if wishes.keeps_container is False and not rule.keep_containers:
+    return None
+
+
+def _container_obstacle(
+    wishes: Wishes, rule: WorkerRule, keeps_containers: bool | None
+) -> str | None:
+    """PWK-03: those who run the server decide, then those who sent the action."""
+    if keeps_containers is False:
+        return "the server's configuration says that containers are never kept"
+    if wishes.keeps_container is False and not (rule.keep_containers or keeps_containers):
         return "container-image is set without dockerReuse=True, so its container may not be kept"
     return None
 

@@ -46,7 +46,8 @@ class WorkerRule(spi.Settings, frozen=True):
     below the input root; beside what its command line names."""
     keep_containers: bool = False
     """Whether an action with a container image may use a worker although it does not say
-    ``dockerReuse=True``."""
+    ``dockerReuse=True``. Not needed where the strategy keeps all containers, and of no effect where
+    it keeps none."""
     max_workers_per_key: _Count | None = None
     """In place of the setting of that name, as are the next three."""
     max_workers_per_mnemonic: _Count | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -69,6 +69,8 @@ class Worker(Generic[FolderT]):
         """Whether this is its first lease."""
         self.process_name = NOT_STARTED
         """Such as ``process 4711``."""
+        self.facts: Mapping[str, str] = {}
+        """What its process tells of where it runs."""
         self.spec = spec
         """What its process is started with."""
         self._machinery = machinery
@@ -259,6 +261,7 @@ class Worker(Generic[FolderT]):
     async def _attend(self, process: Process, on_leaving: Callable[[], None]) -> None:
         conversation = Conversation(process, self._exchanges)
         self._process, self.process_name = process, process.name
+        self.facts = process.facts
         self._conversation = conversation
         self._settled.set()
         async with trio.open_nursery() as nursery:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from typing import Final
+from urllib.parse import quote
 
 import trio
 
@@ -57,13 +58,27 @@ async def start_command(engine: Engine, command: str) -> Connection:
         "Host: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
     )
+    return await _asked(engine, head.encode() + body, "does not start a command")
+
+
+async def open_image_events(engine: Engine) -> Connection:
+    """A connection on which something comes whenever an image has come, gone or changed its name.
+
+    What it is has to be asked for. Raises NotAnswering, or Unavailable with what the engine says.
+    """
+    filters = quote(json.dumps({"type": ["image"]}))
+    head = f"GET {engine.api_path}/events?filters={filters} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    return await _asked(engine, head.encode(), "tells nothing of its images")
+
+
+async def _asked(engine: Engine, request: bytes, failure: str) -> Connection:
     try:
         stream = await trio.open_unix_socket(engine.socket_path)
     except OSError as error:
         raise NotAnswering(f"the container engine went away: {error.strerror}") from error
     try:
-        await stream.send_all(head.encode() + body)
-        return await _upgraded(stream)
+        await stream.send_all(request)
+        return await _answered(stream, failure)
     except (trio.BrokenResourceError, OSError) as error:
         stream.socket.close()
         raise NotAnswering(f"the container engine went away: {error}") from error
@@ -72,7 +87,7 @@ async def start_command(engine: Engine, command: str) -> Connection:
         raise
 
 
-async def _upgraded(stream: trio.SocketStream) -> Connection:
+async def _answered(stream: trio.SocketStream, failure: str) -> Connection:
     received = b""
     while b"\r\n\r\n" not in received:
         piece = await stream.receive_some(_MOST_BYTES_AT_ONCE)
@@ -84,5 +99,5 @@ async def _upgraded(stream: trio.SocketStream) -> Connection:
     # Podman says 200 where it has upgraded all the same.
     if status[1:2] not in ([b"101"], [b"200"]):
         said = (rest or head)[:500].decode(errors="replace").strip()
-        raise spi.Unavailable(f"the container engine does not start a command: {said}")
+        raise spi.Unavailable(f"the container engine {failure}: {said}")
     return Connection(stream, rest)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 import trio
 
 from stoker import spi
+from stoker_exec_docker.connection import open_image_events
 from stoker_exec_docker.engine import Engine, Facts, NoSuchThing, NotAnswering, Refused
 from stoker_exec_docker.settings import PullPolicy
+
+_WATCH_PAUSE_SECONDS: Final = 1.0
 
 # What registries and engines say of a name that will not become right by itself (ISO-02).
 _LASTING: Final = (
@@ -69,6 +73,33 @@ class Images:
         self._pull_again_seconds = pull_again_seconds
         self._pulls: dict[str, _Pull] = {}
         self._pulled_at: dict[str, float] = {}
+        self._known: dict[str, Image] = {}
+        """What names stand for, for as long as the engine would tell if that changed."""
+        self._is_told = False
+        self._changes = 0
+
+    async def watch(self) -> None:
+        """Have the engine tell of changes, for ever, so that it need not be asked each time."""
+        while True:
+            with suppress(spi.Unavailable, trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._watch_once()
+            await trio.sleep(_WATCH_PAUSE_SECONDS)
+
+    async def _watch_once(self) -> None:
+        events = await open_image_events(self._engine)
+        self._is_told = True
+        try:
+            while await events.receive():
+                self.forget()
+        finally:
+            self._is_told = False
+            self.forget()
+            events.close()
+
+    def forget(self) -> None:
+        """Ask the engine again, whatever is known."""
+        self._changes += 1
+        self._known.clear()
 
     async def find(self, name: str) -> Image:
         """The image that `name` stands for now, fetched if need be.
@@ -79,6 +110,9 @@ class Images:
         """
         if self._is_due(name):
             await self._pull(name)
+        elif name in self._known:
+            await trio.lowlevel.checkpoint()
+            return self._known[name]
         image = await self._look(name)
         if image is None and self._policy != "never":
             await self._pull(name)
@@ -97,13 +131,18 @@ class Images:
         return age_seconds >= self._pull_again_seconds
 
     async def _look(self, name: str) -> Image | None:
+        changes = self._changes
         try:
             facts = await self._engine.inspect_image(name)
         except NoSuchThing:
             return None
         except Refused as error:
             raise _failure(name, str(error)) from error
-        return _image(name, facts)
+        image = _image(name, facts)
+        # Not if it may have changed since it was asked for.
+        if self._is_told and changes == self._changes:
+            self._known[name] = image
+        return image
 
     async def _pull(self, name: str) -> None:
         """Take part in the one pull of this name."""
@@ -120,6 +159,7 @@ class Images:
         try:
             await self._engine.pull(*split_name(name))
             self._pulled_at[name] = trio.current_time()
+            self.forget()
         except (NoSuchThing, Refused) as error:
             pull.error = _failure(name, str(error))
         except NotAnswering as error:

@@ -84,6 +84,7 @@ async def _open(
             pull_again_seconds=settings.pull_again_seconds,
         )
         nursery.start_soon(containers.expire)
+        nursery.start_soon(images.watch)
         try:
             yield DockerStrategy(
                 settings,

@@ -14,14 +14,15 @@ import trio
 from stoker import spi
 from stoker_exec_docker.connection import Connection, start_command
 from stoker_exec_docker.container import Container
-from stoker_exec_docker.engine import Engine, Facts, NoSuchThing, Refused
+from stoker_exec_docker.engine import Engine, Facts, NoSuchThing, NotAnswering, Refused
 from stoker_exec_docker.frames import STDERR, Frame, FrameDecoder
 from stoker_exec_docker.handover import handed_over
 from stoker_exec_docker.pipes import Stdin, Stdout
 from stoker_exec_docker.program import find_program
 
-# Starting a command takes an engine longer than this, seeing its end does not.
-_START_PAUSE_SECONDS: Final = 0.03
+# Most commands have ended by then, which their streams tell; to ask meanwhile would keep the
+# engine from starting them.
+_START_PAUSE_SECONDS: Final = 0.25
 _FIRST_PAUSE_SECONDS: Final = 0.005
 _LONGEST_PAUSE_SECONDS: Final = 0.1
 _KILL_BOUND_SECONDS: Final = 20.0
@@ -51,6 +52,10 @@ class DockerProcess(spi.Process):
         self, engine: Engine, nursery: trio.Nursery, container: Container, spec: spi.ProcessSpec
     ) -> None:
         self.name = f"a command in {container.name}"
+        self.facts = {
+            "container_image": container.plan.image.digest,
+            "container": "kept" if container.plan.keep else "own",
+        }
         self._engine = engine
         self._nursery = nursery
         self._container = container
@@ -79,7 +84,7 @@ class DockerProcess(spi.Process):
         program = await trio.to_thread.run_sync(self._admit)
         try:
             self._command = await self._prepare(program)
-        except (NoSuchThing, Refused) as error:
+        except (NoSuchThing, Refused, NotAnswering) as error:
             raise ContainerLost(str(error)) from error
         self._may_run = True
         self._connection = await start_command(self._engine, self._command)
@@ -195,6 +200,8 @@ class DockerProcess(spi.Process):
 
     async def _watch(self) -> spi.Exit:
         """Wait for its end, kill what it left, and tell how it ended."""
+        with trio.move_on_after(_START_PAUSE_SECONDS):
+            await self._pumped.wait()
         facts = await self._wait_until_known()
         self._is_known = True
         if facts["Running"]:
@@ -207,16 +214,13 @@ class DockerProcess(spi.Process):
         return await self._read_exit(facts)
 
     async def _wait_until_known(self) -> Facts:
-        pause_seconds = _START_PAUSE_SECONDS
+        pause_seconds = _FIRST_PAUSE_SECONDS
         while True:
-            with trio.move_on_after(pause_seconds):
-                await self._pumped.wait()
             facts = await self._engine.inspect_command(self._command)
             if (facts["Running"] and facts["Pid"]) or self._is_over(facts):
                 return facts
+            await trio.sleep(pause_seconds)
             pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
-            if self._pumped.is_set():
-                await trio.sleep(pause_seconds)
 
     def _is_over(self, facts: Facts) -> bool:
         if facts["Running"] or facts["ExitCode"] is None:
@@ -292,6 +296,8 @@ class DockerProcess(spi.Process):
 
     async def measure_memory(self) -> int | None:
         """See :class:`stoker.spi.Process`."""
+        if self._ended or self._exited.is_set():
+            return None  # what is in use now is the container's own, or another process's
         return await trio.to_thread.run_sync(self._container.memory_bytes)
 
     # --- ending ----------------------------------------------------------------------------------

@@ -39,7 +39,8 @@ class DockerSettings(spi.Settings, frozen=True):
 
     keep_containers: Literal["by-property", "always", "never"] = "by-property"
     """Whether a container serves one action after another: where ``dockerReuse=True`` asks for
-    it, always, or never."""
+    it, always, or never. The same holds for persistent workers, but that a worker rule's
+    ``keep_containers`` stands for the property too."""
     kept_containers: Annotated[int, msgspec.Meta(ge=0)] = 8
     """How many containers wait idle for the next action, at most."""
     kept_seconds: _Seconds = 600.0

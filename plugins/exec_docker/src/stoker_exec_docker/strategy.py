@@ -22,6 +22,12 @@ from stoker_exec_docker.wishes import Wishes, read_wishes
 _ATTEMPTS: Final = 12
 """More than there are kept containers by default: each of them may be gone."""
 
+_BY_POLICY: Final[Mapping[str, bool | None]] = {
+    "always": True,
+    "never": False,
+    "by-property": None,
+}
+
 T = TypeVar("T")
 
 
@@ -46,6 +52,7 @@ class DockerStrategy(spi.ExecutionStrategy):
         self.protects_inputs = not is_own_user and not (
             settings.allow_run_as_root or settings.allow_privileged or settings.allowed_capabilities
         )
+        self.keeps_containers = _BY_POLICY[settings.keep_containers]
         self.containers = containers
         self._settings = settings
         self._engine = engine
@@ -84,6 +91,7 @@ class DockerStrategy(spi.ExecutionStrategy):
                 await process.begin()
             except ContainerLost as error:
                 reason = str(error)
+                self._images.forget()
                 # One that was kept may have gone with its engine, or been removed by somebody.
                 container.usable = False
                 await self._end(container, process)

@@ -16,6 +16,14 @@ from tests.docker_engine import BUSYBOX, NoEngine, some_endpoint
 OpenStrategy = Callable[..., AbstractAsyncContextManager[DockerStrategy]]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """They start an engine, and containers by the hundred: not with the fast tests."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def endpoint() -> Iterator[str]:
     """A real engine; without one the test is skipped, with the reason."""

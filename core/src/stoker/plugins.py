@@ -50,6 +50,7 @@ SUPPLIERS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("action_caches", "gcs"): "stoker-storage-s3",
         ("action_caches", "azure"): "stoker-storage-s3",
         ("strategies", "local"): "stoker-exec-local",
+        ("strategies", "docker"): "stoker-exec-docker",
         ("sandboxes", "bubblewrap"): "stoker-sandbox-bubblewrap",
         ("worker_protocols", "proto"): "stoker-worker-proto",
         ("worker_protocols", "json"): "stoker-worker-json",

@@ -46,7 +46,7 @@ def test_who_does_not_ask_gets_no_plan(platform: dict[str, str]) -> None:
     ],
     ids=str,
 )
-def test_any_dialect_asks(platform: dict[str, str]) -> None:
+def test_any_dialect_asks(platform: dict[str, str]) -> None:  # PWK-01, PWK-02
     plan = planned(an_action(platform=platform))
     assert plan.startup == ("bin/tool",)
     assert plan.flag_files == ("@flags",)

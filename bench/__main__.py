@@ -22,10 +22,10 @@ from bench import (
     one_shot,
     outputs,
     process_starts,
-    queue,
     real_workers,
     report,
     rpc_unary,
+    scheduling,
     storage,
     warm_worker,
 )
@@ -44,7 +44,7 @@ MEASUREMENTS = {
     "local_strategy": local_strategy.measure,
     "outputs": outputs.measure,
     "storage": storage.measure,
-    "queue": queue.measure,
+    "scheduling": scheduling.measure,
     "buckets": buckets.measure,
 }
 

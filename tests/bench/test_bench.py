@@ -40,7 +40,7 @@ ROWS = {
     "action of `true`": 12 if shutil.which("bwrap") else 6,
     "200 outputs": 1,
     "output of": 2,
-    "worker action": 3,
+    "warm ": 8,
     "container ": 5 if os.environ.get("DOCKER_HOST") or starts_engines() else 0,
     "javac": int(is_there("java-builder")),
     "tsc_wrapped": int(is_there("npm")),

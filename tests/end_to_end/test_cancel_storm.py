@@ -218,7 +218,8 @@ def folders(place: Place) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for kind in ("actions", "workers"):
         for path in place.folder.glob(f"stoker-state/executors/*/life-*/{kind}/*"):
-            if path.is_dir():
+            # The logs of workers are in a folder that stays.
+            if path.is_dir() and path.name != "logs":
                 found.setdefault(f"{path.parents[2].name} {kind}", []).append(path)
     return found
 

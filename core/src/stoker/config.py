@@ -24,7 +24,7 @@ from stoker.machine import usable_memory_bytes, usable_processors, usable_slots
 from stoker.plugins import NOUNS, SUPPLIERS, Catalogue
 from stoker.resources import RESOURCE_PROPERTIES, ByteCount, Capacity
 from stoker.scheduler.matching import NUMERIC_KINDS, Matching, declared_number
-from stoker.scheduler.scheduler import SchedulerSettings
+from stoker.scheduler.settings import SchedulerSettings
 from stoker.spi import ActionCacheName, BlobStoreName, Settings, resolve_path
 from stoker.storage.completeness import MAX_TREE_BYTES
 from stoker.tables import convert_table, nearest, quoted, references, toml_type

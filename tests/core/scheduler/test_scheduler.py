@@ -20,7 +20,8 @@ from stoker.resources import Capacity
 from stoker.scheduler.matching import Offer
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.queue import Stage
-from stoker.scheduler.scheduler import Scheduler, SchedulerSettings, open_scheduler
+from stoker.scheduler.scheduler import Scheduler, open_scheduler
+from stoker.scheduler.settings import SchedulerSettings
 from stoker.scheduler.slots import FileResult, Run, serve_slot
 
 CAPACITY = Capacity.of_executor(slots=4, cpus=4, memory_bytes=2**30, default_memory_bytes=None)

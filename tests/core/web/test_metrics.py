@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from stoker.errors import ConfigurationError
-from stoker.scheduler.scheduler import SchedulerSettings, open_scheduler
+from stoker.scheduler.scheduler import open_scheduler
+from stoker.scheduler.settings import SchedulerSettings
 from stoker.web.metrics import ServerMetrics
 from stoker.web.server import open_metrics
 from stoker.workers.key import WorkerKey

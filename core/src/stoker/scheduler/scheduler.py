@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -15,109 +14,18 @@ from stoker.action import LoadedAction, Outcome
 from stoker.errors import Cancelled, OperationNotFound, Unavailable
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Share
-from stoker.scheduler.matching import Matching, Offer, PropertyKind
+from stoker.scheduler.leasing import Lease, Seat
 from stoker.scheduler.operation import Operation, now, operation_name
-from stoker.scheduler.queue import Assignment, Policy, Queue, Stage, Task, merge_key
-from stoker.spi import Settings
+from stoker.scheduler.queue import Assignment, Queue, Stage, Task, merge_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from stoker.scheduler.matching import Offer
+    from stoker.scheduler.settings import SchedulerSettings
+
 MAX_ATTEMPTS = 3
 """How often a task is handed out before its loss is told to the client (OPS-14)."""
-
-
-_Count = Annotated[int, msgspec.Meta(ge=0)]
-_Seconds = Annotated[float, msgspec.Meta(ge=0)]
-
-
-class SchedulerSettings(Settings, frozen=True):
-    """``[scheduler]``."""
-
-    max_queued: _Count = 100_000
-    """Actions that may wait; more are refused with RESOURCE_EXHAUSTED."""
-    ageing_seconds: _Seconds = 600.0
-    """After this time an action's turn comes by waiting: of four actions that begin where it
-    could, one is the one that waits longest, whatever its priority and whosever it is (SCH-02)."""
-    high_priority_mnemonics: tuple[str, ...] = ()
-    """Actions with these mnemonics go before others of their instance of the same priority."""
-    properties: dict[str, PropertyKind] = msgspec.field(default_factory=dict)
-    """``[scheduler.properties]``: how a platform property is held against what executors declare,
-    by its name; see `PropertyKind`. Those that are not named are ``one of``, but for what asks for
-    processors, memory, a worker or a container."""
-    abandoned_after_seconds: _Seconds = 0.5
-    """An operation that nobody waits for is cancelled after this time (OPS-08). Long enough for a
-    client whose connection broke to come back by WaitExecution, short enough to obey an
-    interrupted build; gRPC does not tell the two apart."""
-    retention_seconds: _Seconds = 900.0
-    """How long an operation that has ended can still be asked for (OPS-13)."""
-    max_retained_bytes: _Count = 64 * 1024 * 1024
-    """What those may weigh together; the oldest go first."""
-
-    @property
-    def matching(self) -> Matching:
-        """How actions and executors are matched."""
-        return Matching(self.properties)
-
-    @property
-    def policy(self) -> Policy:
-        """What the queue goes by."""
-        return Policy(self.ageing_seconds, frozenset(self.high_priority_mnemonics), self.matching)
-
-
-class Lease:
-    """A task in the hands of an executor's slot."""
-
-    def __init__(self, scheduler: Scheduler, task: Task) -> None:
-        self._scheduler = scheduler
-        self._task = task
-        self._queued_timestamp = min(
-            (operation.metadata.queued_timestamp for operation in scheduler._interest[task]),
-            key=Timestamp.ToNanoseconds,
-        )
-        self.scope = trio.CancelScope()
-        """Cancelled when no operation wants the task any more."""
-
-    @property
-    def action(self) -> LoadedAction:
-        return self._task.action
-
-    def started(self, metadata: reapi.ExecutedActionMetadata) -> None:
-        """The action's process is about to start."""
-        self._scheduler._tell(self._task, Stage.EXECUTING, metadata)
-
-    def complete(self, outcome: Outcome) -> None:
-        """The task has ended; everybody who waits is told. Later calls change nothing."""
-        self._scheduler._complete(self._task, outcome)
-
-    @property
-    def queued_timestamp(self) -> Timestamp:
-        """When the first of its operations was accepted."""
-        return self._queued_timestamp
-
-
-class _Seat:
-    """A slot that waits for a task. At most one task comes, once."""
-
-    __slots__ = ("_taken", "task")
-
-    def __init__(self) -> None:
-        self.task: Task | None = None
-        self._taken: trio.Event | None = None
-
-    def put(self, task: Task) -> None:
-        self.task = task
-        if self._taken is not None:
-            self._taken.set()
-
-    async def wait(self) -> Task:
-        """Wait for the task, which stays here if that is cancelled."""
-        # At once where it can be: a turn of the loop would begin what is urgent behind others.
-        if self.task is None:
-            self._taken = trio.Event()
-            await self._taken.wait()
-            assert self.task is not None
-        return self.task
 
 
 _OPERATION_BYTES = 2048
@@ -154,7 +62,7 @@ class Scheduler:
         self._interest: dict[Task, set[Operation]] = {}
         self._tasks: dict[Operation, Task] = {}
         self._leases: dict[Task, Lease] = {}
-        self._idle: dict[str, deque[_Seat]] = {e: deque() for e in executors}
+        self._idle: dict[str, deque[Seat]] = {e: deque() for e in executors}
 
     # --- for the frontend
 
@@ -263,15 +171,19 @@ class Scheduler:
         while task.stage is Stage.COMPLETED:  # dropped on its way here
             self._give_back(task)
             task = await self._next_task(executor)
-        lease = self._leases[task] = Lease(self, task)
+        lease = self._leases[task] = Lease(self, task, self._queued_timestamp(task))
         try:
             yield lease
         finally:
             del self._leases[task]
             self._give_back(task)
 
+    def started(self, task: Task, metadata: reapi.ExecutedActionMetadata) -> None:
+        """The process of `task` is about to start."""
+        self._tell(task, Stage.EXECUTING, metadata)
+
     async def _next_task(self, executor: str) -> Task:
-        seat = _Seat()
+        seat = Seat()
         self._idle[executor].append(seat)
         self._hand_over(self._queue.offer(executor, now=trio.current_time()))
         try:
@@ -280,7 +192,7 @@ class Scheduler:
             self._stop_waiting(executor, seat)
             raise
 
-    def _stop_waiting(self, executor: str, seat: _Seat) -> None:
+    def _stop_waiting(self, executor: str, seat: Seat) -> None:
         """A slot stops waiting; a task that reached it in the same moment goes back."""
         if seat.task is None:
             self._idle[executor].remove(seat)
@@ -313,13 +225,20 @@ class Scheduler:
             operation.metadata.queued_timestamp.CopyFrom(queued)
             operation.announce()
 
-    def _complete(self, task: Task, outcome: Outcome) -> None:
+    def complete(self, task: Task, outcome: Outcome) -> None:
+        """`task` has ended; everybody who waits is told. Later calls change nothing."""
         assignments = self._queue.complete(task, now=trio.current_time())
         self._note_end(task)
         for operation in tuple(self._interest.get(task, ())):
             self._end(operation, outcome)
         self._interest.pop(task, None)
         self._hand_over(assignments)
+
+    def _queued_timestamp(self, task: Task) -> Timestamp:
+        return min(
+            (operation.metadata.queued_timestamp for operation in self._interest[task]),
+            key=Timestamp.ToNanoseconds,
+        )
 
     def _note_end(self, task: Task) -> None:
         self._ends[task.merge_key] = self._end_count
@@ -356,7 +275,7 @@ class Scheduler:
                 f"the action was lost {task.attempts} times by its executors: "
                 f"{', '.join(task.tried)}"
             )
-            self._complete(task, Outcome(error=lost))
+            self.complete(task, Outcome(error=lost))
         self._interest.pop(task, None)
         self._hand_over(self._queue.release(task, now=trio.current_time()))
 

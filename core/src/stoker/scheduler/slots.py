@@ -9,7 +9,8 @@ import structlog
 from stoker.action import LoadedAction, Outcome
 from stoker.errors import InternalError, StokerError, sole_cause
 from stoker.protos import remote_execution_pb2 as reapi
-from stoker.scheduler.scheduler import Lease, Scheduler
+from stoker.scheduler.leasing import Lease
+from stoker.scheduler.scheduler import Scheduler
 
 log = structlog.get_logger(__name__)
 

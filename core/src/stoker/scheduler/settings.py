@@ -1,0 +1,48 @@
+"""``[scheduler]``: what may be set of the queue, and what is kept of operations that have ended."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from stoker.scheduler.matching import Matching, PropertyKind
+from stoker.scheduler.queue import Policy
+from stoker.spi import Settings
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class SchedulerSettings(Settings, frozen=True):
+    """``[scheduler]``."""
+
+    max_queued: _Count = 100_000
+    """Actions that may wait; more are refused with RESOURCE_EXHAUSTED."""
+    ageing_seconds: _Seconds = 600.0
+    """After this time an action's turn comes by waiting: of four actions that begin where it
+    could, one is the one that waits longest, whatever its priority and whosever it is (SCH-02)."""
+    high_priority_mnemonics: tuple[str, ...] = ()
+    """Actions with these mnemonics go before others of their instance of the same priority."""
+    properties: dict[str, PropertyKind] = msgspec.field(default_factory=dict)
+    """``[scheduler.properties]``: how a platform property is held against what executors declare,
+    by its name; see `PropertyKind`. Those that are not named are ``one of``, but for what asks for
+    processors, memory, a worker or a container."""
+    abandoned_after_seconds: _Seconds = 0.5
+    """An operation that nobody waits for is cancelled after this time (OPS-08). Long enough for a
+    client whose connection broke to come back by WaitExecution, short enough to obey an
+    interrupted build; gRPC does not tell the two apart."""
+    retention_seconds: _Seconds = 900.0
+    """How long an operation that has ended can still be asked for (OPS-13)."""
+    max_retained_bytes: _Count = 64 * 1024 * 1024
+    """What those may weigh together; the oldest go first."""
+
+    @property
+    def matching(self) -> Matching:
+        """How actions and executors are matched."""
+        return Matching(self.properties)
+
+    @property
+    def policy(self) -> Policy:
+        """What the queue goes by."""
+        return Policy(self.ageing_seconds, frozenset(self.high_priority_mnemonics), self.matching)

@@ -26,10 +26,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     # rooms that know nothing of each other, but for what is named
     "rpc": set(),
     "storage": GROUND | {"spi"},
+    "log_streams": GROUND | {"spi"},
     "workers": GROUND | {"spi", "storage"},
-    "execution": GROUND | {"spi", "storage", "workers"},
-    "scheduler": GROUND | {"spi", "storage", "database"},
-    "frontend": GROUND | {"spi", "storage", "scheduler", "workers", "rpc", "__init__"},
+    "execution": GROUND | {"spi", "storage", "workers", "log_streams"},
+    "scheduler": GROUND | {"spi", "storage", "database", "log_streams"},
+    "frontend": GROUND
+    | {"spi", "storage", "scheduler", "workers", "rpc", "log_streams", "__init__"},
     "web": {"errors", "scheduler", "workers"},
     "client": GROUND | {"rpc", "storage", "spi", "__init__"},
     # what knows them all
@@ -39,11 +41,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plugins": GROUND | {"spi"},
     "config": GROUND
     | {"spi", "plugins", "tables", "frontend", "scheduler", "execution", "workers", "storage"}
-    | {"machine"},
+    | {"machine", "log_streams"},
     "tls": {"config", "errors", "rpc"},
     "compose": GROUND
     | {"spi", "plugins", "tables", "tls", "config", "rpc", "frontend", "scheduler", "execution"}
-    | {"storage", "workers", "machine", "web"},
+    | {"storage", "workers", "machine", "web", "log_streams"},
     "testing": GROUND | {"spi", "compose", "config", "plugins", "rpc", "storage"},
     "cli": GROUND
     | {"spi", "compose", "config", "plugins", "tables", "tls", "client", "rpc", "__init__"}

@@ -26,9 +26,12 @@ from stoker.frontend.capabilities import CapabilitiesService
 from stoker.frontend.cas import CasService
 from stoker.frontend.execution import ExecutionService
 from stoker.frontend.instances import Instance, Instances
+from stoker.frontend.log_streams import LogStreamService, LogTransfers
 from stoker.frontend.operations import OperationsService
 from stoker.frontend.provenance import provenance_of_executor, stamp
 from stoker.frontend.status import translate
+from stoker.log_streams.run_output import RunOutputs
+from stoker.log_streams.streams import LogStreams, open_log_streams
 from stoker.machine import shortage
 from stoker.plugins import Catalogue
 from stoker.protos import remote_execution_pb2 as reapi
@@ -216,12 +219,18 @@ async def open_server(
         services = await stack.enter_async_context(open_services(configuration, catalogue))
         offers = {name: _offer(table) for name, table in configuration.executors.items()}
         scheduler = await stack.enter_async_context(open_scheduler(offers, configuration.scheduler))
+        state = configuration.path(configuration.server.state_directory)
+        log_streams = await stack.enter_async_context(
+            open_log_streams(state / "log-streams", configuration.log_streams)
+        )
         instances = [
             _instance(name, table, configuration, services)
             for name, table in configuration.instances.items()
         ]
         executors = [
-            await stack.enter_async_context(_open_executor(name, configuration, services))
+            await stack.enter_async_context(
+                _open_executor(name, configuration, services, log_streams.runs)
+            )
             for name in _used_executors(configuration)
         ]
         pools = {executor.name: executor.workers.report for executor in executors}
@@ -232,7 +241,7 @@ async def open_server(
             slots = configuration.executors[executor.name].slots
             _start_slots(nursery, executor, slots, scheduler, instances)
         health, draining = Health(), trio.CancelScope()
-        server = _rpc_server(Instances(instances), scheduler, health)
+        server = _rpc_server(Instances(instances), scheduler, log_streams, health)
         addresses = tuple(_listen(server, configuration))
         await nursery.start(server.serve)
         admin = Server([services.admin(configuration, pools).service()], translate_error=translate)
@@ -296,7 +305,7 @@ def _instance(
 
 @asynccontextmanager
 async def _open_executor(
-    name: str, configuration: Configuration, services: Services
+    name: str, configuration: Configuration, services: Services, outputs: RunOutputs
 ) -> AsyncIterator[Executor]:
     table = configuration.executors[name]
     store = next(i.blob_store for i in configuration.instances.values() if name in i.executors)
@@ -325,6 +334,7 @@ async def _open_executor(
         folder=folder,
         settings=table.limits,
         worker_settings=table.workers,
+        outputs=outputs,
     ) as executor:
         yield executor
 
@@ -356,15 +366,19 @@ _SERVED = (
     f"{_REAPI}.Execution",
     "google.bytestream.ByteStream",
     "google.longrunning.Operations",
+    "build.bazel.remote.logstream.v1.LogStreamService",
 )
 
 
-def _rpc_server(instances: Instances, scheduler: Scheduler, health: Health) -> Server:
+def _rpc_server(
+    instances: Instances, scheduler: Scheduler, log_streams: LogStreams, health: Health
+) -> Server:
     return Server(
         [
             CapabilitiesService(instances).service(),
             CasService(instances).service(),
-            ByteStreamService(instances).service(),
+            ByteStreamService(instances, LogTransfers(instances, log_streams)).service(),
+            LogStreamService(instances, log_streams).service(),
             ActionCacheService(instances).service(),
             ExecutionService(instances, scheduler).service(),
             OperationsService(instances, scheduler).service(),

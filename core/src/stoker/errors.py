@@ -82,6 +82,27 @@ class OperationNotFound(StokerError):
         super().__init__(f"there is no operation named {name!r}; it may have expired")
 
 
+class LogStreamNotFound(StokerError):
+    """No log stream of this name is known, or it may not be told."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no log stream {name!r}; it may have expired")
+
+
+class LogStreamBusy(StokerError):
+    """Somebody else is writing to the same log stream at this moment."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"log stream {name!r} is being written by another call")
+
+
+class LogOffsetOutOfRange(StokerError):
+    """A read begins outside of its log stream."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(f"offset {offset} is outside of the log stream")
+
+
 class OffsetOutOfRange(StokerError):
     """A read begins outside its blob."""
 

@@ -15,6 +15,7 @@ from stoker.action import LoadedAction, Outcome, load_action
 from stoker.digest import SHA256, Digest
 from stoker.execution.executor import Executor, open_executor
 from stoker.execution.settings import ExecutionSettings
+from stoker.log_streams.names import StreamNames
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import ExecutionStrategy, WorkerProtocol
 from stoker.storage.input_tree import InputTree
@@ -101,9 +102,14 @@ class Rig:
         self.executor = executor
         self.folder = folder
         self.started: list[reapi.ExecutedActionMetadata] = []
+        self.streams: list[StreamNames] = []
+
+    def note_start(self, metadata: reapi.ExecutedActionMetadata, streams: StreamNames) -> None:
+        self.started.append(metadata)
+        self.streams.append(streams)
 
     async def run(self, action: LoadedAction) -> Outcome:
-        return await self.executor.run(action, self.started.append)
+        return await self.executor.run(action, self.note_start)
 
     async def result(self, action: LoadedAction) -> reapi.ActionResult:
         outcome = await self.run(action)

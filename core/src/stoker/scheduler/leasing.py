@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from stoker.action import LoadedAction, Outcome
+    from stoker.log_streams.names import StreamNames
     from stoker.protos import remote_execution_pb2 as reapi
     from stoker.scheduler.queue import Task
     from stoker.scheduler.scheduler import Scheduler
@@ -30,9 +31,11 @@ class Lease:
     def action(self) -> LoadedAction:
         return self._task.action
 
-    def started(self, metadata: reapi.ExecutedActionMetadata) -> None:
-        """The action's process is about to start."""
-        self._scheduler.started(self._task, metadata)
+    def started(
+        self, metadata: reapi.ExecutedActionMetadata, streams: StreamNames | None = None
+    ) -> None:
+        """The action's process is about to start; what it prints can be read from `streams`."""
+        self._scheduler.started(self._task, metadata, streams)
 
     def complete(self, outcome: Outcome) -> None:
         """The task has ended; everybody who waits is told. Later calls change nothing."""

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from stoker.action import Outcome
 from stoker.digest import Digest
+from stoker.log_streams.names import StreamNames
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler.queue import Stage
 
@@ -37,6 +38,9 @@ class Operation:
     """Set exactly when the stage is COMPLETED."""
     metadata: reapi.ExecutedActionMetadata = field(default_factory=reapi.ExecutedActionMetadata)
     """What is known of the run so far (OPS-15)."""
+    streams: StreamNames | None = None
+    """Where what the run prints can be read, from its start on; those of an attempt that was lost
+    are another's, and no more told."""
     watchers: int = 0
     """How many streams wait for the end of it."""
     departures: int = 0

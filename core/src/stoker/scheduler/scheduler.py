@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from stoker.action import LoadedAction, Outcome
 from stoker.errors import Cancelled, OperationNotFound, Unavailable
+from stoker.log_streams.names import StreamNames
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Share
 from stoker.scheduler.leasing import Lease, Seat
@@ -82,6 +83,7 @@ class Scheduler:
         if twin := next(iter(twins), None):
             operation.stage = twin.stage
             operation.metadata.CopyFrom(twin.metadata)
+            operation.streams = twin.streams
         twins.add(operation)
         self._hand_over(assignments)
         return operation
@@ -178,9 +180,14 @@ class Scheduler:
             del self._leases[task]
             self._give_back(task)
 
-    def started(self, task: Task, metadata: reapi.ExecutedActionMetadata) -> None:
-        """The process of `task` is about to start."""
-        self._tell(task, Stage.EXECUTING, metadata)
+    def started(
+        self,
+        task: Task,
+        metadata: reapi.ExecutedActionMetadata,
+        streams: StreamNames | None = None,
+    ) -> None:
+        """The process of `task` is about to start; what it prints can be read from `streams`."""
+        self._tell(task, Stage.EXECUTING, metadata, streams)
 
     async def _next_task(self, executor: str) -> Task:
         seat = Seat()
@@ -217,10 +224,16 @@ class Scheduler:
         for task, executor in assignments:
             self._idle[executor].popleft().put(task)
 
-    def _tell(self, task: Task, stage: Stage, metadata: reapi.ExecutedActionMetadata) -> None:
+    def _tell(
+        self,
+        task: Task,
+        stage: Stage,
+        metadata: reapi.ExecutedActionMetadata,
+        streams: StreamNames | None = None,
+    ) -> None:
         for operation in self._interest[task]:
             queued = operation.metadata.queued_timestamp
-            operation.stage = stage
+            operation.stage, operation.streams = stage, streams
             operation.metadata.MergeFrom(metadata)
             operation.metadata.queued_timestamp.CopyFrom(queued)
             operation.announce()

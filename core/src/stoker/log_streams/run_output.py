@@ -8,7 +8,7 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from stoker.digest import Digest, DigestFunction
-from stoker.errors import LogStreamNotFound
+from stoker.errors import FailedPrecondition, LogStreamNotFound
 from stoker.log_streams.names import StreamNames, new_names
 from stoker.log_streams.stream import LogStream
 from stoker.protos import remote_execution_pb2 as reapi
@@ -41,12 +41,13 @@ class LiveFile(NamedTuple):
 class RunStream(LogStream):
     """One of the two streams of a run."""
 
-    __slots__ = ("_digest", "_ended", "_file")
+    __slots__ = ("_digest", "_ended", "_file", "_is_altered")
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._file: LiveFile | None = None
         self._ended = False
+        self._is_altered = False
         self._digest: Digest | None = None
 
     @property
@@ -70,10 +71,19 @@ class RunStream(LogStream):
         read it already get what is there, and nobody who comes later. Later calls do nothing."""
         if not self._ended:
             self._ended, self._digest = True, digest
+            self._is_altered = digest is not None and not self._has_size(digest.size_bytes)
             self.detach()
 
-    def check(self) -> None:
-        """Whoever has begun to read gets what there is."""
+    def _has_size(self, size_bytes: int) -> bool:
+        """Whether readers, if there are any, have as much before them."""
+        return self._descriptor is None or self.size_bytes(self._descriptor) == size_bytes
+
+    def check(self, *, has_read: bool) -> None:
+        """Raises FailedPrecondition for who has read what is not in the result."""
+        if has_read and self._is_altered:
+            raise FailedPrecondition(
+                "the action has put something else in place of what was read of its output"
+            )
 
     def open_descriptor(self) -> int | None:
         if self._file is None:

@@ -48,8 +48,8 @@ class LogStream(abc.ABC):
         """How many bytes can be read now."""
 
     @abc.abstractmethod
-    def check(self) -> None:
-        """Raise what a reader is to be told in place of the rest."""
+    def check(self, *, has_read: bool) -> None:
+        """Raise what a reader is to be told in place of the rest, who has read some of it or not."""
 
     @contextmanager
     def open_reader(self, offset: int, growth: Growth) -> Iterator[LogReader]:
@@ -89,7 +89,7 @@ class LogReader:
         """
         stream = self._stream
         while True:
-            stream.check()
+            stream.check(has_read=self.offset > self._begun)
             ended = stream.ended
             if stream.digest is not None:
                 return b""

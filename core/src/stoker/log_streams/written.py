@@ -70,7 +70,7 @@ class WrittenStream(LogStream, BlobWriter):
     def size_bytes(self, _descriptor: int) -> int:
         return self.committed_bytes
 
-    def check(self) -> None:
+    def check(self, *, has_read: bool = False) -> None:
         """Raises LogStreamNotFound once it is forgotten."""
         if self._file is None:
             raise LogStreamNotFound(self.name)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-import trio
 from google.longrunning import operations_pb2
 from google.protobuf.empty_pb2 import Empty
 

@@ -29,6 +29,7 @@ COMMANDS = (
     "config",
     "plugins",
     "run",
+    "tail",
     "workers",
     "cas",
     "ac",

@@ -13,8 +13,10 @@ from stoker import __version__
 from stoker.client.blobs import Blobs
 from stoker.client.calls import REAPI, Calls
 from stoker.client.execution import Operations
+from stoker.client.log_streams import LogChunks
 from stoker.digest import DIGEST_FUNCTIONS, Digest, DigestFunction
 from stoker.errors import FailedPrecondition, InvalidRequest
+from stoker.protos import bytestream_pb2
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import ClientTlsCredentials, RpcError, StatusCode, open_channel
 
@@ -181,6 +183,28 @@ class RemoteInstance(Blobs):
         """Ask the server to stop an operation. Raises RpcError NOT_FOUND if it knows none."""
         request = operations_pb2.CancelOperationRequest(name=operation_name)
         await self._calls.unary("/google.longrunning.Operations/CancelOperation", request, Empty)
+
+    async def operation(self, name: str) -> operations_pb2.Operation:
+        """How an operation stands. Asking is not waiting for it: nobody keeps it alive by that.
+
+        Raises RpcError NOT_FOUND.
+        """
+        request = operations_pb2.GetOperationRequest(name=name)
+        return await self._calls.unary(
+            "/google.longrunning.Operations/GetOperation", request, operations_pb2.Operation
+        )
+
+    @asynccontextmanager
+    async def open_log(self, name: str, offset: int = 0) -> AsyncIterator[LogChunks]:
+        """Read the log stream `name`, as far as it is there and as it grows, up to its end.
+
+        Raises RpcError with the first piece or a later one.
+        """
+        request = bytestream_pb2.ReadRequest(resource_name=name, read_offset=offset)
+        async with self._calls.stream(
+            "/google.bytestream.ByteStream/Read", bytestream_pb2.ReadResponse, request
+        ) as stream:
+            yield LogChunks(stream)
 
     def _name(self) -> str:
         return f"instance {self.instance_name!r} of {self.target}"

@@ -49,7 +49,7 @@ class LogStream(abc.ABC):
 
     @abc.abstractmethod
     def check(self, *, has_read: bool) -> None:
-        """Raise what a reader is to be told in place of the rest, who has read some of it or not."""
+        """Raise what a reader is to be told in place of the rest, if he has read some or not."""
 
     @contextmanager
     def open_reader(self, offset: int, growth: Growth) -> Iterator[LogReader]:

@@ -72,6 +72,7 @@ class WrittenStream(LogStream, BlobWriter):
 
     def check(self, *, has_read: bool = False) -> None:
         """Raises LogStreamNotFound once it is forgotten."""
+        del has_read
         if self._file is None:
             raise LogStreamNotFound(self.name)
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+import trio
 from google.longrunning import operations_pb2
 from google.protobuf.empty_pb2 import Empty
 
 from stoker.digest import SHA256, Digest
+from stoker.log_streams import stream
 from stoker.protos import bytestream_pb2 as bytestream
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import Channel, ClientStream, RpcError, StatusCode, open_channel
@@ -70,8 +72,8 @@ def fifo(tmp_path: Path) -> Iterator[Fifo]:
 class Running:
     """An action whose Execute stream is open."""
 
-    def __init__(self, stream: ClientStream[operations_pb2.Operation]) -> None:
-        self._stream = stream
+    def __init__(self, messages: ClientStream[operations_pb2.Operation]) -> None:
+        self._stream = messages
         self.name = ""
         self.stdout = self.stderr = ""
 
@@ -108,15 +110,15 @@ async def executing(channel: Channel, digest: Digest) -> AsyncIterator[Running]:
     request = reapi.ExecuteRequest(action_digest=digest.to_proto())
     async with channel.open_stream(
         REAPI + "Execution/Execute", operations_pb2.Operation, only_request=request
-    ) as stream:
-        yield await Running(stream).wait_executing()
+    ) as messages:
+        yield await Running(messages).wait_executing()
 
 
 class Reader:
     """A ByteStream.Read that is under way."""
 
-    def __init__(self, stream: ClientStream[bytestream.ReadResponse]) -> None:
-        self._stream = stream
+    def __init__(self, responses: ClientStream[bytestream.ReadResponse]) -> None:
+        self._stream = responses
         self._data = b""
 
     async def read(self, count: int) -> bytes:
@@ -141,8 +143,8 @@ async def reading(channel: Channel, name: str, offset: int = 0) -> AsyncIterator
     request = bytestream.ReadRequest(resource_name=name, read_offset=offset)
     async with channel.open_stream(
         BYTESTREAM + "Read", bytestream.ReadResponse, only_request=request
-    ) as stream:
-        yield Reader(stream)
+    ) as responses:
+        yield Reader(responses)
 
 
 async def test_output_comes_step_by_step_and_ends_with_the_action(
@@ -221,6 +223,34 @@ async def test_a_cancelled_action_ends_its_streams(
     assert await code_of(client.read(running.stdout)) == grpc.StatusCode.NOT_FOUND
 
 
+async def test_who_never_reads_what_nobody_keeps_lets_go_of_it(
+    client: Client, channel: Channel, fifo: Fifo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held() -> int:
+        links = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+        return sum(link.startswith(f"{tmp_path}/server") and "stdout" in link for link in links)
+
+    monkeypatch.setattr(stream, "LAST_SECONDS", 0.1)
+    script = "head -c 50000000 /dev/zero; echo >&2; sleep 60"
+    action = await client.put_action("sh", "-c", script)
+    async with (
+        executing(channel, action) as running,
+        reading(channel, running.stderr) as err,
+        reading(channel, running.stdout) as never,
+    ):
+        await err.read(1)
+        await never.read(1)
+        assert held() == 1
+        request = operations_pb2.CancelOperationRequest(name=running.name)
+        await client.unary(OPERATIONS + "CancelOperation", request, Empty)
+        assert await err.read_all() == b""
+        while held():
+            await trio.sleep(0.01)
+        with pytest.raises(RpcError) as failure:
+            await never.read_all()
+        assert failure.value.code is StatusCode.UNAVAILABLE
+
+
 async def test_a_timeout_keeps_what_was_printed(client: Client, channel: Channel) -> None:
     action = await client.put_action("sh", "-c", "echo so far; sleep 60", timeout_seconds=1)
     async with executing(channel, action) as running, reading(channel, running.stdout) as out:
@@ -229,7 +259,7 @@ async def test_a_timeout_keeps_what_was_printed(client: Client, channel: Channel
 
 
 async def test_gigabytes_that_are_read_slowly_or_never(client: Client, channel: Channel) -> None:
-    size = 300_000_000
+    size = 100_000_000
     action = await client.put_action("sh", "-c", f"sleep 0.3; head -c {size} /dev/zero; echo end")
     async with (
         executing(channel, action) as running,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stoker.digest import Digest
-from stoker.errors import InvalidRequest, LogOffsetOutOfRange
+from stoker.errors import InvalidRequest, LogOffsetOutOfRange, Unavailable
 from stoker.frontend.bytestream_frames import encode_read_response
 from stoker.frontend.instances import Instances, naming
 from stoker.frontend.uploads import Frames
@@ -64,7 +64,10 @@ class LogTransfers:
         blobs = self._instances.resolve(name.instance_name).blobs
         stream = self._streams.find(name.stream)
         with stream.open_reader(request.read_offset, self._streams.growth) as reader:
-            await _send(stream, reader, blobs, request, call)
+            with reader.scope:
+                await _send(stream, reader, blobs, request, call)
+            if reader.scope.cancelled_caught:
+                raise Unavailable("the stream is not kept, and was read too slowly")
 
     async def receive(self, name: LogName, frames: Frames) -> int:
         """Append what a client sends; returns how many bytes there are now (LOG-02)."""

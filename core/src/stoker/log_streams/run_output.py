@@ -73,6 +73,8 @@ class RunStream(LogStream):
             self._ended, self._digest = True, digest
             self._is_altered = digest is not None and not self._has_size(digest.size_bytes)
             self.detach()
+            if digest is None:
+                self.hurry()
 
     def _has_size(self, size_bytes: int) -> bool:
         """Whether readers, if there are any, have as much before them."""

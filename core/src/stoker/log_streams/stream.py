@@ -14,6 +14,10 @@ from stoker.digest import Digest
 from stoker.errors import FailedPrecondition, LogOffsetOutOfRange, Unavailable
 from stoker.log_streams.growth import Growth
 
+LAST_SECONDS = 30.0
+"""How long a reader may take for the rest of a stream that nobody keeps. Until then its file takes
+room on the disk, which a client that does not read would take for good."""
+
 
 class LogStream(abc.ABC):
     """A stream that can be read while it grows. All its readers share one descriptor."""
@@ -24,7 +28,7 @@ class LogStream(abc.ABC):
         self.name = name
         """The name to read it by."""
         self._descriptor: int | None = None
-        self._readers = 0
+        self._readers: set[LogReader] = set()
 
     @property
     @abc.abstractmethod
@@ -54,14 +58,20 @@ class LogStream(abc.ABC):
     @contextmanager
     def open_reader(self, offset: int, growth: Growth) -> Iterator[LogReader]:
         """Read from `offset` on, which may be ahead of what there is now."""
-        self._readers += 1
+        reader = LogReader(self, offset, growth)
+        self._readers.add(reader)
         try:
-            yield LogReader(self, offset, growth)
+            yield reader
         finally:
-            self._readers -= 1
+            self._readers.discard(reader)
             if not self._readers and self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
+
+    def hurry(self) -> None:
+        """The file has no other place any more: who reads it has `LAST_SECONDS` left."""
+        for reader in self._readers:
+            reader.scope.deadline = trio.current_time() + LAST_SECONDS
 
     def descriptor(self) -> int | None:
         """What a reader reads from, as long as it is open."""
@@ -79,6 +89,8 @@ class LogReader:
         self._begun = offset
         self.offset = offset
         """Of the next byte."""
+        self.scope = trio.CancelScope()
+        """To be entered around all that is done with what was read."""
 
     async def read(self, max_bytes: int) -> bytes:
         """The next bytes: at least one and at most `max_bytes`, as soon as there are any.

@@ -121,6 +121,7 @@ class WrittenStream(LogStream, BlobWriter):
         """Forget it. Readers are told so."""
         if self._file is not None:
             os.close(self._file)
+            self.hurry()
         self._file = None
 
 

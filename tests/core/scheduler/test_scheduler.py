@@ -15,6 +15,7 @@ import trio.testing
 from stoker.action import LoadedAction, Outcome
 from stoker.digest import SHA256
 from stoker.errors import Cancelled, InternalError, OperationNotFound, Unavailable
+from stoker.log_streams.names import StreamNames
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Capacity
 from stoker.scheduler.matching import Offer
@@ -210,6 +211,22 @@ async def test_a_lost_lease_is_tried_again_and_then_told() -> None:  # OPS-14
         error = (await ended(operation)).error
         assert isinstance(error, Unavailable)
         assert str(error).endswith("lost 3 times by its executors: one, one, one")
+
+
+async def test_streams_are_those_of_one_attempt() -> None:  # OPS-14, OPS-16
+    first, second = StreamNames("a", "b"), StreamNames("c", "d")
+    async with opened() as scheduler:
+        operation = submit(scheduler, "a")
+        async with scheduler.lease("one") as lease:
+            lease.started(reapi.ExecutedActionMetadata(worker="one"), first)
+            twin = submit(scheduler, "a")
+            told = [operation.streams, twin.streams]
+        told += [operation.streams, twin.streams]
+        async with scheduler.lease("one") as lease:
+            lease.started(reapi.ExecutedActionMetadata(worker="one"), second)
+            lease.complete(Outcome(result=reapi.ActionResult()))
+        told += [operation.streams, twin.streams]
+        assert told == [first, first, None, None, second, second]
 
 
 async def test_a_consumed_property_is_shared_out() -> None:  # SCH-01, SCH-04

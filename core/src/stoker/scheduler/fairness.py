@@ -71,9 +71,8 @@ class Party:
 
 
 def names_of(action: LoadedAction) -> tuple[Hashable, Hashable]:
-    """The tenant that sent `action`, and its invocation."""
-    # Where clients are known by name, that name is the tenant's: this is the place for it.
-    tenant = action.namespace
+    """The tenant that sent `action`, a client at an instance, and its invocation."""
+    tenant = (action.namespace, action.principal)
     return tenant, (tenant, action.metadata.tool_invocation_id)
 
 

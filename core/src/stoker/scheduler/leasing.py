@@ -25,6 +25,8 @@ class Lease:
         """When the first of the task's operations was accepted."""
         self.scope = trio.CancelScope()
         """Cancelled when no operation wants the task any more."""
+        self.is_filing = False
+        """Whether its result is on its way into the action cache, and may be seen there."""
 
     @property
     def action(self) -> LoadedAction:

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from time import time_ns
+from typing import TYPE_CHECKING
 
 import trio
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from stoker.action import LoadedAction, Outcome
-from stoker.errors import Cancelled, OperationNotFound, Unavailable
+from stoker.action import NOTHING_INLINED, Inlined, LoadedAction, Outcome
+from stoker.errors import Cancelled, Overloaded, Unavailable
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Share
 from stoker.scheduler.leasing import Lease, Seat
-from stoker.scheduler.operation import Operation, now, operation_name
+from stoker.scheduler.operation import Operation, timestamp
 from stoker.scheduler.queue import Assignment, Queue, Stage, Task, merge_key
+from stoker.scheduler.records import Records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from google.protobuf.timestamp_pb2 import Timestamp
 
     from stoker.scheduler.matching import Offer
     from stoker.scheduler.settings import SchedulerSettings
@@ -28,17 +31,8 @@ MAX_ATTEMPTS = 3
 """How often a task is handed out before its loss is told to the client (OPS-14)."""
 
 
-_OPERATION_BYTES = 2048
-"""About what an operation weighs beside its result."""
-
 _REMEMBERED_ENDS = 4096
 """How many runs that have ended are remembered: more than end while the action cache is asked."""
-
-
-class _Ended(NamedTuple):
-    time: float
-    name: str
-    weight: int
 
 
 class Scheduler:
@@ -54,9 +48,11 @@ class Scheduler:
         self._queue = Queue(executors, max_queued=settings.max_queued, policy=settings.policy)
         self._settings = settings
         self._nursery = nursery
-        self._operations: OrderedDict[str, Operation] = OrderedDict()
-        self._ended: deque[_Ended] = deque()
-        self._retained_bytes = 0
+        self._records = Records(
+            retention_seconds=settings.retention_seconds,
+            max_retained_bytes=settings.max_retained_bytes,
+        )
+        self._limits = settings.limits(trio.current_time())
         self._ends: OrderedDict[Hashable, int] = OrderedDict()
         self._end_count = 0
         self._interest: dict[Task, set[Operation]] = {}
@@ -67,30 +63,61 @@ class Scheduler:
     # --- for the frontend
 
     def submit(
-        self, action: LoadedAction, *, priority: int, executors: Collection[str]
+        self,
+        action: LoadedAction,
+        *,
+        priority: int,
+        executors: Collection[str],
+        inlined: Inlined = NOTHING_INLINED,
     ) -> Operation:
         """Accept `action`, to run on one of `executors`, or to share a twin's run.
 
-        Raises InvalidRequest, FailedPrecondition where none matches, Overloaded where the queue
-        is full: see `Queue.add`.
+        Raises InvalidRequest, FailedPrecondition where none matches: see `Queue.add`; Overloaded
+        where a limit is reached (EXE-25). Then it leaves nothing behind.
         """
-        task, assignments = self._queue.add(action, priority, executors, now=trio.current_time())
-        operation = self._new_operation(action, Stage.QUEUED)
-        operation.metadata.queued_timestamp.CopyFrom(now())
+        time = trio.current_time()
+        self._limits.in_flight.check(action.principal, time)
+        if not self._queue.in_flight(action):
+            self._limits.queued.check_client(action.principal, time)
+        try:
+            task, assignments = self._queue.add(action, priority, executors, now=time)
+        except Overloaded:
+            raise self._limits.queued.refusal(time) from None
+        self._records.drop_expired(time)
+        operation = self._records.add(action, inlined)
+        operation.queued_nanoseconds = time_ns()
         self._tasks[operation] = task
         twins = self._interest.setdefault(task, set())
         if twin := next(iter(twins), None):
-            operation.stage = twin.stage
-            operation.metadata.CopyFrom(twin.metadata)
+            operation.stage, operation.run = twin.stage, twin.run
         twins.add(operation)
+        self._take_in(operation)
         self._hand_over(assignments)
         return operation
 
-    def join(self, action: LoadedAction, *, priority: int) -> Operation | None:
-        """An operation that shares the run of an identical action in flight, if there is one."""
+    def join(
+        self, action: LoadedAction, *, priority: int, inlined: Inlined = NOTHING_INLINED
+    ) -> Operation | None:
+        """An operation that shares the run of an identical action in flight, if there is one.
+
+        Raises Overloaded where a limit is reached.
+        """
         if not self._queue.in_flight(action):
             return None
-        return self.submit(action, priority=priority, executors=())
+        return self.submit(action, priority=priority, executors=(), inlined=inlined)
+
+    async def wait_filed(self, action: LoadedAction) -> None:
+        """Wait while the result of an identical action is being filed.
+
+        It can be seen in the action cache by then: to share it would be to look it up (EXE-19).
+        """
+        while (
+            (task := self._queue.in_flight(action))
+            and (lease := self._leases.get(task))
+            and lease.is_filing
+            and (twin := next(iter(self._interest[task]), None))
+        ):
+            await twin.wait_completed()
 
     @property
     def end_count(self) -> int:
@@ -104,24 +131,29 @@ class Scheduler:
         """
         return self._ends.get(merge_key(action), -1) >= count
 
-    def submit_completed(self, action: LoadedAction, outcome: Outcome) -> Operation:
+    def submit_completed(
+        self, action: LoadedAction, outcome: Outcome, inlined: Inlined = NOTHING_INLINED
+    ) -> Operation:
         """An operation that has its outcome already, from the action cache (EXE-18)."""
-        operation = self._new_operation(action, Stage.QUEUED)
-        self._end(operation, outcome)
+        self._records.drop_expired(trio.current_time())
+        operation = self._records.add(action, inlined)
+        operation.stage, operation.outcome = Stage.COMPLETED, outcome
+        self._records.retain(operation, trio.current_time())
         return operation
 
-    def find(self, name: str) -> Operation:
-        """The operation of this name. Raises OperationNotFound."""
-        self._forget_expired()
-        try:
-            return self._operations[name]
-        except KeyError:
-            raise OperationNotFound(name) from None
+    def find(self, name: str, principal: str) -> Operation:
+        """The operation of this name, if it is this client's. Raises OperationNotFound."""
+        self._records.drop_expired(trio.current_time())
+        return self._records.find(name, principal)
 
-    def operations(self, namespace: str) -> list[Operation]:
-        """All operations of one instance that are known, oldest first."""
-        self._forget_expired()
-        return [op for op in self._operations.values() if op.namespace == namespace]
+    def operations_after(self, number: int) -> Sequence[Operation]:
+        """All operations that are known and came after that with `number`, oldest first."""
+        self._records.drop_expired(trio.current_time())
+        return self._records.after(number)
+
+    def forget(self, operation: Operation) -> None:
+        """`operation` cannot be asked for any more. Its run, and who waits for it, go on."""
+        self._records.forget(operation)
 
     def cancel(self, operation: Operation) -> None:
         """End `operation` as cancelled; its run goes on if other operations share it (OPS-18)."""
@@ -131,6 +163,19 @@ class Scheduler:
         self._end(operation, Outcome(error=Cancelled(f"operation {operation.name} was cancelled")))
         if not self._interest[task]:
             self._drop(task)
+
+    @contextmanager
+    def waiting(self, principal: str) -> Iterator[None]:
+        """A call of this client waits for an operation, or is about to have one.
+
+        Raises Overloaded where there are too many (EXE-25).
+        """
+        self._limits.streams.check(principal, trio.current_time())
+        self._limits.streams.enter(principal, trio.current_time())
+        try:
+            yield
+        finally:
+            self._limits.streams.leave(principal, trio.current_time())
 
     @contextmanager
     def watching(self, operation: Operation) -> Iterator[None]:
@@ -203,28 +248,39 @@ class Scheduler:
 
     # --- state, changed between awaits only
 
-    def _new_operation(self, action: LoadedAction, stage: Stage) -> Operation:
-        self._forget_expired()
-        operation = Operation(
-            name=operation_name(action.namespace),
-            namespace=action.namespace,
-            action_digest=action.digest,
-            stage=stage,
-        )
-        self._operations[operation.name] = operation
-        return operation
-
     def _hand_over(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
             self._idle[assignment.executor].popleft().put(assignment)
 
     def _tell(self, task: Task, stage: Stage, metadata: reapi.ExecutedActionMetadata) -> None:
-        for operation in self._interest[task]:
-            queued = operation.metadata.queued_timestamp
-            operation.stage = stage
-            operation.metadata.MergeFrom(metadata)
-            operation.metadata.queued_timestamp.CopyFrom(queued)
+        twins = self._interest[task]
+        # One message for all of them: they have been told the same so far.
+        run = reapi.ExecutedActionMetadata()
+        known = next((twin.run for twin in twins), None)
+        if known is not None:
+            run.CopyFrom(known)
+        run.MergeFrom(metadata)
+        for operation in twins:
+            operation.run = run
+            self._move(operation, stage)
             operation.announce()
+
+    def _take_in(self, operation: Operation) -> None:
+        """`operation` is new, and counts from now on."""
+        self._limits.in_flight.enter(operation.principal, trio.current_time())
+        if operation.stage is Stage.QUEUED:
+            self._limits.queued.enter(operation.principal, trio.current_time())
+
+    def _move(self, operation: Operation, stage: Stage) -> None:
+        """`operation` goes on to `stage`, or back to it."""
+        was_queued, is_queued = operation.stage is Stage.QUEUED, stage is Stage.QUEUED
+        operation.stage = stage
+        if was_queued and not is_queued:
+            self._limits.queued.leave(operation.principal, trio.current_time())
+        if is_queued and not was_queued:
+            self._limits.queued.enter(operation.principal, trio.current_time())
+        if stage is Stage.COMPLETED:
+            self._limits.in_flight.leave(operation.principal, trio.current_time())
 
     def complete(self, task: Task, outcome: Outcome) -> None:
         """`task` has ended; everybody who waits is told. Later calls change nothing."""
@@ -236,10 +292,7 @@ class Scheduler:
         self._hand_over(assignments)
 
     def _queued_timestamp(self, task: Task) -> Timestamp:
-        return min(
-            (operation.metadata.queued_timestamp for operation in self._interest[task]),
-            key=Timestamp.ToNanoseconds,
-        )
+        return timestamp(min(operation.queued_nanoseconds for operation in self._interest[task]))
 
     def _note_end(self, task: Task) -> None:
         self._ends[task.merge_key] = self._end_count
@@ -251,10 +304,9 @@ class Scheduler:
     def _end(self, operation: Operation, outcome: Outcome) -> None:
         if task := self._tasks.pop(operation, None):
             self._interest[task].discard(operation)
-        operation.stage, operation.outcome = Stage.COMPLETED, outcome
-        weight = _OPERATION_BYTES + (outcome.result.ByteSize() if outcome.result else 0)
-        self._ended.append(_Ended(trio.current_time(), operation.name, weight))
-        self._retained_bytes += weight
+        operation.outcome = outcome
+        self._move(operation, Stage.COMPLETED)
+        self._records.retain(operation, trio.current_time())
         operation.announce()
 
     def _drop(self, task: Task) -> None:
@@ -286,15 +338,6 @@ class Scheduler:
         await trio.sleep(self._settings.abandoned_after_seconds)
         if operation.watchers == 0 and operation.departures == departure:
             self.cancel(operation)
-
-    def _forget_expired(self) -> None:
-        oldest = trio.current_time() - self._settings.retention_seconds
-        while self._ended and (
-            self._ended[0].time < oldest or self._retained_bytes > self._settings.max_retained_bytes
-        ):
-            _, name, weight = self._ended.popleft()
-            self._retained_bytes -= weight
-            self._operations.pop(name, None)
 
 
 @asynccontextmanager

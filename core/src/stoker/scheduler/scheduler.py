@@ -212,22 +212,23 @@ class Scheduler:
         Leaving without `Lease.complete` hands the task back: it is run again elsewhere, a bounded
         number of times.
         """
-        task = await self._next_task(executor)
-        while task.stage is Stage.COMPLETED:  # dropped on its way here
-            self._give_back(task)
-            task = await self._next_task(executor)
+        assignment = await self._next_assignment(executor)
+        while assignment.task.stage is Stage.COMPLETED:  # dropped on its way here
+            self._give_back(assignment)
+            assignment = await self._next_assignment(executor)
+        task = assignment.task
         lease = self._leases[task] = Lease(self, task, self._queued_timestamp(task))
         try:
             yield lease
         finally:
             del self._leases[task]
-            self._give_back(task)
+            self._give_back(assignment)
 
     def started(self, task: Task, metadata: reapi.ExecutedActionMetadata) -> None:
         """The process of `task` is about to start."""
         self._tell(task, Stage.EXECUTING, metadata)
 
-    async def _next_task(self, executor: str) -> Task:
+    async def _next_assignment(self, executor: str) -> Assignment:
         seat = Seat()
         self._idle[executor].append(seat)
         self._hand_over(self._queue.offer(executor, now=trio.current_time()))
@@ -239,17 +240,17 @@ class Scheduler:
 
     def _stop_waiting(self, executor: str, seat: Seat) -> None:
         """A slot stops waiting; a task that reached it in the same moment goes back."""
-        if seat.task is None:
+        if seat.assignment is None:
             self._idle[executor].remove(seat)
             self._queue.withdraw(executor)
         else:
-            self._give_back(seat.task)
+            self._give_back(seat.assignment)
 
     # --- state, changed between awaits only
 
     def _hand_over(self, assignments: Iterable[Assignment]) -> None:
-        for task, executor in assignments:
-            self._idle[executor].popleft().put(task)
+        for assignment in assignments:
+            self._idle[assignment.executor].popleft().put(assignment)
 
     def _tell(self, task: Task, stage: Stage, metadata: reapi.ExecutedActionMetadata) -> None:
         twins = self._interest[task]
@@ -316,11 +317,13 @@ class Scheduler:
         else:
             self._interest.pop(task, None)
 
-    def _give_back(self, task: Task) -> None:
-        """A slot lets go of `task`."""
+    def _give_back(self, assignment: Assignment) -> None:
+        """A slot lets go of what it was given."""
+        task = assignment.task
         if task.stage is not Stage.COMPLETED and task.attempts < MAX_ATTEMPTS:
             self._tell(task, Stage.QUEUED, reapi.ExecutedActionMetadata())
             self._hand_over(self._queue.requeue(task, now=trio.current_time()))
+            self._hand_over(self._queue.release(assignment, now=trio.current_time()))
             return
         if task.stage is not Stage.COMPLETED:
             lost = Unavailable(
@@ -329,7 +332,7 @@ class Scheduler:
             )
             self.complete(task, Outcome(error=lost))
         self._interest.pop(task, None)
-        self._hand_over(self._queue.release(task, now=trio.current_time()))
+        self._hand_over(self._queue.release(assignment, now=trio.current_time()))
 
     async def _abandon_later(self, operation: Operation, departure: int) -> None:
         await trio.sleep(self._settings.abandoned_after_seconds)

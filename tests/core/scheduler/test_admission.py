@@ -16,7 +16,7 @@ from stoker.scheduler.admission import MAX_DELAY_SECONDS, MIN_DELAY_SECONDS, Bou
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.scheduler import Scheduler, open_scheduler
 from stoker.scheduler.settings import SchedulerSettings
-from stoker.scheduler.task import Task
+from stoker.scheduler.task import Stage, Task
 
 from .test_scheduler import EXECUTORS, Executor, ended, make_action
 
@@ -101,8 +101,8 @@ def test_what_one_client_may_have_unless_it_is_set() -> None:
             limit.enter(principal, 0)
         raise AssertionError("there is no limit")
 
-    assert [most(limit, "alice") for limit in limits] == [3, 4, 2]
-    assert most(limits.queued, "bob") == 2
+    assert [most(limit, "alice") for limit in limits] == [2, 3, 2]
+    assert [most(limits.queued, name) for name in ("bob", "carol")] == [2, 1]
     assert most(SchedulerSettings(max_queued=5).limits(0).queued, "") == 5
 
 
@@ -192,3 +192,20 @@ async def test_calls_that_wait_are_bounded() -> None:  # EXE-25
                 assert "`max_streams` in [scheduler]" in refusal("carol")
         with scheduler.waiting("alice"):
             pass
+
+
+async def test_what_an_executor_has_takes_no_place_in_the_queue(nursery: trio.Nursery) -> None:
+    settings = SchedulerSettings(max_queued=0, max_queued_per_principal=1)
+    executor = Executor()
+    async with open_scheduler(EXECUTORS, settings) as scheduler:
+        executor.start(nursery, scheduler, slots=3)
+        await trio.testing.wait_all_tasks_blocked()
+        # The slots have not run since: as far as anybody was told, all of these are queued.
+        operations = [submit(scheduler, str(i), "alice") for i in range(3)]
+        assert {operation.stage for operation in operations} == {Stage.QUEUED}
+        with pytest.raises(Overloaded, match="0 actions are queued already"):
+            submit(scheduler, "one too many", "alice")
+        executor.release.set()
+        for operation in operations:
+            await ended(operation)
+        nursery.cancel_scope.cancel()

@@ -91,7 +91,7 @@ class Scheduler:
         if twin := next(iter(twins), None):
             operation.stage, operation.run = twin.stage, twin.run
         twins.add(operation)
-        self._take_in(operation)
+        self._take_in(operation, task)
         self._hand_over(assignments)
         return operation
 
@@ -250,6 +250,8 @@ class Scheduler:
 
     def _hand_over(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
+            for operation in self._interest.get(assignment.task, ()):
+                self._leave_queue(operation)
             self._idle[assignment.executor].popleft().put(assignment)
 
     def _tell(self, task: Task, stage: Stage, metadata: reapi.ExecutedActionMetadata) -> None:
@@ -261,26 +263,23 @@ class Scheduler:
             run.CopyFrom(known)
         run.MergeFrom(metadata)
         for operation in twins:
-            operation.run = run
-            self._move(operation, stage)
+            operation.stage, operation.run = stage, run
             operation.announce()
 
-    def _take_in(self, operation: Operation) -> None:
+    def _take_in(self, operation: Operation, task: Task) -> None:
         """`operation` is new, and counts from now on."""
         self._limits.in_flight.enter(operation.principal, trio.current_time())
-        if operation.stage is Stage.QUEUED:
-            self._limits.queued.enter(operation.principal, trio.current_time())
+        if task.stage is Stage.QUEUED:
+            self._queue_up(operation)
 
-    def _move(self, operation: Operation, stage: Stage) -> None:
-        """`operation` goes on to `stage`, or back to it."""
-        was_queued, is_queued = operation.stage is Stage.QUEUED, stage is Stage.QUEUED
-        operation.stage = stage
-        if was_queued and not is_queued:
+    def _queue_up(self, operation: Operation) -> None:
+        operation.waits = True
+        self._limits.queued.enter(operation.principal, trio.current_time())
+
+    def _leave_queue(self, operation: Operation) -> None:
+        if operation.waits:
+            operation.waits = False
             self._limits.queued.leave(operation.principal, trio.current_time())
-        if is_queued and not was_queued:
-            self._limits.queued.enter(operation.principal, trio.current_time())
-        if stage is Stage.COMPLETED:
-            self._limits.in_flight.leave(operation.principal, trio.current_time())
 
     def complete(self, task: Task, outcome: Outcome) -> None:
         """`task` has ended; everybody who waits is told. Later calls change nothing."""
@@ -304,8 +303,9 @@ class Scheduler:
     def _end(self, operation: Operation, outcome: Outcome) -> None:
         if task := self._tasks.pop(operation, None):
             self._interest[task].discard(operation)
-        operation.outcome = outcome
-        self._move(operation, Stage.COMPLETED)
+        operation.stage, operation.outcome = Stage.COMPLETED, outcome
+        self._leave_queue(operation)
+        self._limits.in_flight.leave(operation.principal, trio.current_time())
         self._records.retain(operation, trio.current_time())
         operation.announce()
 
@@ -322,6 +322,8 @@ class Scheduler:
         task = assignment.task
         if task.stage is not Stage.COMPLETED and task.attempts < MAX_ATTEMPTS:
             self._tell(task, Stage.QUEUED, reapi.ExecutedActionMetadata())
+            for operation in self._interest[task]:
+                self._queue_up(operation)
             self._hand_over(self._queue.requeue(task, now=trio.current_time()))
             self._hand_over(self._queue.release(assignment, now=trio.current_time()))
             return

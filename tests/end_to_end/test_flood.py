@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 from google.longrunning import operations_pb2
 from google.protobuf.message import Message
@@ -18,6 +19,8 @@ from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import Channel, RpcError, StatusCode, open_channel
 from stoker.rpc.protos import health_pb2 as health
 from stoker.testing.server import EXECUTING, ServerUnderTest, open_test_server
+
+pytestmark = pytest.mark.slow
 
 REAPI = "/build.bazel.remote.execution.v2."
 FLOODS, ACTIONS = 60, 20
@@ -134,7 +137,7 @@ async def test_reads_and_health_are_answered_in_a_flood(tmp_path: Path) -> None:
         )
 
         async def answers_while_refusing(limit: str) -> None:
-            for _ in range(10):
+            for _ in range(5):
                 before = flood.refused[limit]
                 await read_everything(channel, blob, done)
                 while flood.refused[limit] == before:

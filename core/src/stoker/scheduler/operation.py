@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from stoker.action import Outcome
+from stoker.action import LoadedAction, Outcome
 from stoker.digest import Digest
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler.queue import Stage
@@ -62,6 +62,17 @@ class Operation:
     async def wait_completed(self) -> None:
         """Wait until the stage is COMPLETED."""
         await self._completed.wait()
+
+
+def new_operation(action: LoadedAction) -> Operation:
+    """An operation for `action`, accepted now."""
+    operation = Operation(
+        name=operation_name(action.namespace),
+        namespace=action.namespace,
+        action_digest=action.digest,
+    )
+    operation.metadata.queued_timestamp.CopyFrom(now())
+    return operation
 
 
 def now() -> Timestamp:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -11,22 +12,23 @@ import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from stoker.action import LoadedAction, Outcome
-from stoker.errors import Cancelled, OperationNotFound, Unavailable
+from stoker.errors import Cancelled, OperationNotFound, Overloaded, StokerError, Unavailable
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Share
+from stoker.scheduler.journal import Journal
+from stoker.scheduler.journal_rows import accepted, restored_operation, seconds_since
 from stoker.scheduler.leasing import Lease, Seat
-from stoker.scheduler.operation import Operation, now, operation_name
+from stoker.scheduler.losses import key_of
+from stoker.scheduler.operation import Operation, new_operation
 from stoker.scheduler.queue import Assignment, Queue, Stage, Task, merge_key
+from stoker.scheduler.suspects import Suspects, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from stoker.scheduler.journal_rows import Kept
     from stoker.scheduler.matching import Offer
     from stoker.scheduler.settings import SchedulerSettings
-
-MAX_ATTEMPTS = 3
-"""How often a task is handed out before its loss is told to the client (OPS-14)."""
-
 
 _OPERATION_BYTES = 2048
 """About what an operation weighs beside its result."""
@@ -49,11 +51,18 @@ class Scheduler:
     """
 
     def __init__(
-        self, executors: Mapping[str, Offer], settings: SchedulerSettings, nursery: trio.Nursery
+        self,
+        executors: Mapping[str, Offer],
+        settings: SchedulerSettings,
+        nursery: trio.Nursery,
+        journal: Journal,
     ) -> None:
         self._queue = Queue(executors, max_queued=settings.max_queued, policy=settings.policy)
         self._settings = settings
         self._nursery = nursery
+        self._journal = journal
+        self._suspects = Suspects(journal.losses)
+        self._stopping = False
         self._operations: OrderedDict[str, Operation] = OrderedDict()
         self._ended: deque[_Ended] = deque()
         self._retained_bytes = 0
@@ -67,30 +76,45 @@ class Scheduler:
     # --- for the frontend
 
     def submit(
-        self, action: LoadedAction, *, priority: int, executors: Collection[str]
+        self,
+        action: LoadedAction,
+        *,
+        priority: int,
+        executors: Collection[str],
+        skip_cache_lookup: bool = False,
     ) -> Operation:
         """Accept `action`, to run on one of `executors`, or to share a twin's run.
 
-        Raises InvalidRequest, FailedPrecondition where none matches, Overloaded where the queue
+        `skip_cache_lookup` is whether it has to run whatever the action cache has, should that be
+        for a later server to do. Raises Quarantined for an action that was lost too often
+        (SCH-10), InvalidRequest, FailedPrecondition where none matches, Overloaded where the queue
         is full: see `Queue.add`.
         """
-        task, assignments = self._queue.add(action, priority, executors, now=trio.current_time())
-        operation = self._new_operation(action, Stage.QUEUED)
-        operation.metadata.queued_timestamp.CopyFrom(now())
-        self._tasks[operation] = task
-        twins = self._interest.setdefault(task, set())
-        if twin := next(iter(twins), None):
-            operation.stage = twin.stage
-            operation.metadata.CopyFrom(twin.metadata)
-        twins.add(operation)
-        self._hand_over(assignments)
+        self._journal.losses.check(action)
+        operation = new_operation(action)
+        self._enter(Waiting(operation, action, priority, executors), trio.current_time())
+        self._know(operation)
+        self._journal.accepted(
+            operation, accepted(operation, action, priority, skip_cache_lookup=skip_cache_lookup)
+        )
         return operation
 
-    def join(self, action: LoadedAction, *, priority: int) -> Operation | None:
+    def join(
+        self, action: LoadedAction, *, priority: int, skip_cache_lookup: bool = False
+    ) -> Operation | None:
         """An operation that shares the run of an identical action in flight, if there is one."""
         if not self._queue.in_flight(action):
             return None
-        return self.submit(action, priority=priority, executors=())
+        return self.submit(
+            action, priority=priority, executors=(), skip_cache_lookup=skip_cache_lookup
+        )
+
+    async def wait_recorded(self, operation: Operation) -> None:
+        """Wait until `operation` outlives the server, as far as it ever will (SCH-07).
+
+        Nobody should hear its name before. Calls may overlap; cancellation leaves nothing behind.
+        """
+        await self._journal.wait_recorded(operation)
 
     @property
     def end_count(self) -> int:
@@ -106,7 +130,8 @@ class Scheduler:
 
     def submit_completed(self, action: LoadedAction, outcome: Outcome) -> Operation:
         """An operation that has its outcome already, from the action cache (EXE-18)."""
-        operation = self._new_operation(action, Stage.QUEUED)
+        operation = new_operation(action)
+        self._know(operation)
         self._end(operation, outcome)
         return operation
 
@@ -127,9 +152,9 @@ class Scheduler:
         """End `operation` as cancelled; its run goes on if other operations share it (OPS-18)."""
         if operation.stage is Stage.COMPLETED:
             return
-        task = self._tasks[operation]
+        task = self._tasks.get(operation)
         self._end(operation, Outcome(error=Cancelled(f"operation {operation.name} was cancelled")))
-        if not self._interest[task]:
+        if task and not self._interest[task]:
             self._drop(task)
 
     @contextmanager
@@ -140,8 +165,8 @@ class Scheduler:
             yield
         finally:
             operation.watchers -= 1
-            if operation.watchers == 0 and operation.stage is not Stage.COMPLETED:
-                operation.departures += 1
+            operation.departures += 1
+            if operation.watchers == 0 and not (operation.outcome or self._stopping):
                 self._nursery.start_soon(self._abandon_later, operation, operation.departures)
 
     @property
@@ -158,6 +183,56 @@ class Scheduler:
         """The processors and memory of `executor` that no action has."""
         return self._queue.free(executor)
 
+    # --- for a server that starts or stops
+
+    def restore(self, kept: Iterable[Kept]) -> list[tuple[Kept, Operation]]:
+        """Know the operations that a server before this one accepted, under their names.
+
+        Returns those that have not ended. Each of them has to be told to `resume` or to `end`.
+        """
+        restored = [(each, restored_operation(each)) for each in kept]
+        for _, operation in restored:
+            self._operations[operation.name] = operation
+        ended = [(each.ended, operation) for each, operation in restored if each.ended]
+        for end, operation in sorted(ended, key=lambda each: each[0].nanoseconds):
+            self._retain(operation, end.outcome, seconds_since(end.nanoseconds))
+        unfinished = [(each, operation) for each, operation in restored if not each.ended]
+        self._nursery.start_soon(self._await_clients, [operation for _, operation in unfinished])
+        return unfinished
+
+    def resume(
+        self,
+        operation: Operation,
+        action: LoadedAction,
+        *,
+        priority: int,
+        executors: Collection[str],
+    ) -> None:
+        """Run what a server before this one accepted. What forbids that ends the operation."""
+        if operation.outcome:
+            return
+        waiting = Waiting(operation, action, priority, executors)
+        age = seconds_since(operation.metadata.queued_timestamp.ToNanoseconds())
+        try:
+            self._journal.losses.check(action)
+            self._enter(waiting, trio.current_time() - age)
+        except Overloaded:
+            self._suspects.hold(waiting)
+        except StokerError as error:
+            self._end(operation, Outcome(error=error))
+
+    def end(self, operation: Operation, outcome: Outcome) -> None:
+        """End an operation that was restored and not resumed. Does nothing if it has ended."""
+        if not operation.outcome:
+            self._end(operation, outcome)
+
+    def stop(self) -> None:
+        """The server stops: what it does not finish is for the next one.
+
+        From here on no operation is abandoned, and no lease that ends counts as a loss.
+        """
+        self._stopping = True
+
     # --- for executors
 
     @asynccontextmanager
@@ -172,10 +247,13 @@ class Scheduler:
             self._give_back(task)
             task = await self._next_task(executor)
         lease = self._leases[task] = Lease(self, task, self._queued_timestamp(task))
+        began = time.time_ns()
         try:
-            yield lease
+            with self._journal.in_hand(task.action, executor):
+                yield lease
         finally:
             del self._leases[task]
+            self._note_loss(task, executor, began)
             self._give_back(task)
 
     def started(self, task: Task, metadata: reapi.ExecutedActionMetadata) -> None:
@@ -202,16 +280,34 @@ class Scheduler:
 
     # --- state, changed between awaits only
 
-    def _new_operation(self, action: LoadedAction, stage: Stage) -> Operation:
+    def _know(self, operation: Operation) -> None:
         self._forget_expired()
-        operation = Operation(
-            name=operation_name(action.namespace),
-            namespace=action.namespace,
-            action_digest=action.digest,
-            stage=stage,
-        )
         self._operations[operation.name] = operation
-        return operation
+
+    def _enter(self, waiting: Waiting, now: float) -> None:
+        """Queue an operation, or have it wait for others that are under suspicion as it is."""
+        operation, action, priority, executors = waiting
+        if not self._suspects.may_enter(action):
+            self._suspects.hold(waiting)
+            return
+        task, assignments = self._queue.add(action, priority, executors, now=now)
+        self._tasks[operation] = task
+        if task not in self._interest:
+            self._suspects.entered(action)
+        twins = self._interest.setdefault(task, set())
+        if twin := next(iter(twins), None):
+            operation.stage = twin.stage
+            operation.metadata.CopyFrom(twin.metadata)
+        twins.add(operation)
+        self._hand_over(assignments)
+
+    def _let_in(self) -> None:
+        """Queue those that waited for a suspect that has ended."""
+        while waiting := self._suspects.next_to_enter():
+            operation, action, priority, executors = waiting
+            self.resume(operation, action, priority=priority, executors=executors)
+            if operation not in self._tasks and not operation.outcome:
+                break
 
     def _hand_over(self, assignments: Iterable[Assignment]) -> None:
         for task, executor in assignments:
@@ -227,12 +323,22 @@ class Scheduler:
 
     def complete(self, task: Task, outcome: Outcome) -> None:
         """`task` has ended; everybody who waits is told. Later calls change nothing."""
-        assignments = self._queue.complete(task, now=trio.current_time())
+        self._journal.survived(task.action)
+        self._complete(task, outcome)
+
+    def _complete(self, task: Task, outcome: Outcome) -> None:
+        assignments = self._leave_queue(task)
         self._note_end(task)
         for operation in tuple(self._interest.get(task, ())):
             self._end(operation, outcome)
         self._interest.pop(task, None)
         self._hand_over(assignments)
+        self._let_in()
+
+    def _leave_queue(self, task: Task) -> list[Assignment]:
+        if task.stage is not Stage.COMPLETED:
+            self._suspects.left(task.action)
+        return self._queue.complete(task, now=trio.current_time())
 
     def _queued_timestamp(self, task: Task) -> Timestamp:
         return min(
@@ -250,32 +356,43 @@ class Scheduler:
     def _end(self, operation: Operation, outcome: Outcome) -> None:
         if task := self._tasks.pop(operation, None):
             self._interest[task].discard(operation)
+        self._retain(operation, outcome, 0)
+        self._journal.ended(operation)
+        operation.announce()
+
+    def _retain(self, operation: Operation, outcome: Outcome, seconds_ago: float) -> None:
         operation.stage, operation.outcome = Stage.COMPLETED, outcome
         weight = _OPERATION_BYTES + (outcome.result.ByteSize() if outcome.result else 0)
-        self._ended.append(_Ended(trio.current_time(), operation.name, weight))
+        self._ended.append(_Ended(trio.current_time() - seconds_ago, operation.name, weight))
         self._retained_bytes += weight
-        operation.announce()
 
     def _drop(self, task: Task) -> None:
         """Nobody wants `task`: it is taken out of the queue, or stopped where it runs."""
-        self._hand_over(self._queue.complete(task, now=trio.current_time()))
+        self._hand_over(self._leave_queue(task))
         if lease := self._leases.get(task):
             lease.scope.cancel()
         else:
             self._interest.pop(task, None)
+        self._let_in()
+
+    def _note_loss(self, task: Task, executor: str, began_nanoseconds: int) -> None:
+        """A slot lets go of `task`, which it was handed at this time of day."""
+        if task.stage is not Stage.COMPLETED and not self._stopping:
+            self._journal.lost(task.action, executor, began_nanoseconds)
 
     def _give_back(self, task: Task) -> None:
         """A slot lets go of `task`."""
-        if task.stage is not Stage.COMPLETED and task.attempts < MAX_ATTEMPTS:
+        losses, key = self._journal.losses, key_of(task.action)
+        if task.stage is not Stage.COMPLETED and not losses.spent(key):
             self._tell(task, Stage.QUEUED, reapi.ExecutedActionMetadata())
             self._hand_over(self._queue.requeue(task, now=trio.current_time()))
             return
         if task.stage is not Stage.COMPLETED:
-            lost = Unavailable(
-                f"the action was lost {task.attempts} times by its executors: "
-                f"{', '.join(task.tried)}"
+            lost = losses.executors(key)
+            error = Unavailable(
+                f"the action was lost {len(lost)} times by its executors: {', '.join(lost)}"
             )
-            self.complete(task, Outcome(error=lost))
+            self._complete(task, Outcome(error=error))
         self._interest.pop(task, None)
         self._hand_over(self._queue.release(task, now=trio.current_time()))
 
@@ -283,6 +400,12 @@ class Scheduler:
         await trio.sleep(self._settings.abandoned_after_seconds)
         if operation.watchers == 0 and operation.departures == departure:
             self.cancel(operation)
+
+    async def _await_clients(self, restored: Iterable[Operation]) -> None:
+        await trio.sleep(self._settings.reconnect_seconds)
+        for operation in restored:
+            if operation.watchers == 0 and operation.departures == 0:
+                self.cancel(operation)
 
     def _forget_expired(self) -> None:
         oldest = trio.current_time() - self._settings.retention_seconds
@@ -292,15 +415,19 @@ class Scheduler:
             _, name, weight = self._ended.popleft()
             self._retained_bytes -= weight
             self._operations.pop(name, None)
+            self._journal.forgotten(name)
 
 
 @asynccontextmanager
 async def open_scheduler(
-    executors: Mapping[str, Offer], settings: SchedulerSettings
+    executors: Mapping[str, Offer], settings: SchedulerSettings, journal: Journal | None = None
 ) -> AsyncIterator[Scheduler]:
-    """A scheduler for executors of these names, and what they offer."""
+    """A scheduler for executors of these names, and what they offer.
+
+    It forgets all when it ends, without a journal that is open.
+    """
     async with trio.open_nursery() as nursery:
         try:
-            yield Scheduler(executors, settings, nursery)
+            yield Scheduler(executors, settings, nursery, journal or Journal(settings.bounds))
         finally:
             nursery.cancel_scope.cancel()

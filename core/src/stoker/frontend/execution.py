@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import trio
 from google.longrunning import operations_pb2
 
-from stoker.action import LoadedAction, Outcome
+from stoker.action import NOTHING_INLINED, Inlined, LoadedAction, Outcome
 from stoker.errors import FailedPrecondition
 from stoker.frontend.capabilities import MAX_PRIORITY, MIN_PRIORITY
-from stoker.frontend.inlining import inline_contents
 from stoker.frontend.instances import Instance, Instances, naming_instance
 from stoker.frontend.loading import read_action, within_limits
-from stoker.frontend.operation_message import operation_message
+from stoker.frontend.operation_message import operation_message, whole_message
 from stoker.frontend.request_metadata import request_metadata
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import ServerCall, Service, unary_stream
@@ -60,18 +61,22 @@ class ExecutionService:
             raise FailedPrecondition(
                 f"instance {instance.name!r} only caches: it has no executors to run actions on"
             )
-        action = await self._load(instance, request, call)
-        operation = await self._accept(instance, request, action)
-        await self._follow(operation, call, FIRST_WITHIN_SECONDS)
-        return await _final_message(operation, instance, request)
+        # Before anything is read: whoever has too many calls already costs nothing more.
+        with self._scheduler.waiting(call.principal):
+            action = await self._load(instance, request, call)
+            operation = await self._accept(instance, request, action)
+            await self._follow(operation, call, FIRST_WITHIN_SECONDS)
+            return await whole_message(operation, instance.blobs)
 
     async def wait_execution(
         self, request: reapi.WaitExecutionRequest, call: ServerCall
     ) -> operations_pb2.Operation:
-        operation = self._scheduler.find(request.name)
-        # OPS-09: whoever comes back is told at once how it stands.
-        await self._follow(operation, call, 0)
-        return operation_message(operation)
+        operation = self._scheduler.find(request.name, call.principal)
+        instance = self._instances.resolve(operation.namespace)
+        with self._scheduler.waiting(call.principal):
+            # OPS-09: whoever comes back is told at once how it stands.
+            await self._follow(operation, call, 0)
+            return await whole_message(operation, instance.blobs)
 
     async def _follow(
         self, operation: Operation, call: ServerCall, first_within_seconds: float
@@ -84,10 +89,7 @@ class ExecutionService:
             if operation.stage is not Stage.COMPLETED:
                 # Whoever knows a name may ask for it from the server after this one (OPS-11).
                 await self._scheduler.wait_recorded(operation)
-            while operation.stage is not Stage.COMPLETED:
-                version = operation.version
-                await call.send(operation_message(operation))
-                await _wait_news(operation, version)
+            await tell_changes(operation, call.send)
 
     async def _load(
         self, instance: Instance, request: reapi.ExecuteRequest, call: ServerCall
@@ -95,7 +97,9 @@ class ExecutionService:
         digest = instance.request_digest(
             request.digest_function, "action_digest", request.action_digest
         )
-        return await read_action(instance, digest, request_metadata(call))
+        return await read_action(
+            instance, digest, metadata=request_metadata(call), principal=call.principal
+        )
 
     async def _accept(
         self, instance: Instance, request: reapi.ExecuteRequest, action: LoadedAction
@@ -103,11 +107,14 @@ class ExecutionService:
         """An operation for `action`: it joins a twin in flight, has ended by the action cache, or
         is new. Nothing is awaited between the last look and the decision, so that an action whose
         twin ends meanwhile is not run again (EXE-21)."""
-        executors = within_limits(instance, action)
+        executors, inlined = within_limits(instance, action), _inlined(request)
         while True:
+            if request.skip_cache_lookup:
+                await self._scheduler.wait_filed(action)
             joined = self._scheduler.join(
                 action,
                 priority=_priority(request),
+                inlined=inlined,
                 skip_cache_lookup=request.skip_cache_lookup,
             )
             if joined:
@@ -121,6 +128,7 @@ class ExecutionService:
             action,
             priority=_priority(request),
             executors=executors,
+            inlined=inlined,
             skip_cache_lookup=request.skip_cache_lookup,
         )
 
@@ -133,7 +141,20 @@ class ExecutionService:
         result = await instance.actions.get(instance.action_key(action.digest))
         if result is None:
             return None
-        return self._scheduler.submit_completed(action, Outcome(result=result, cached=True))
+        return self._scheduler.submit_completed(
+            action, Outcome(result=result, cached=True), _inlined(request)
+        )
+
+
+async def tell_changes(
+    operation: Operation,
+    send: Callable[[operations_pb2.Operation], Awaitable[None]],
+) -> None:
+    """Tell how `operation` stands, and each change but the last, until it has ended."""
+    while operation.stage is not Stage.COMPLETED:
+        version = operation.version
+        await send(operation_message(operation))
+        await _wait_news(operation, version)
 
 
 async def _wait_news(operation: Operation, version: int) -> None:
@@ -147,22 +168,15 @@ async def _wait_news(operation: Operation, version: int) -> None:
     return None
 
 
-async def _final_message(
-    operation: Operation, instance: Instance, request: reapi.ExecuteRequest
-) -> operations_pb2.Operation:
-    """The end of `operation`, with the contents inlined that the request asks for (RUN-32)."""
-    assert operation.outcome is not None
-    result = operation.outcome.result
-    if result is not None:
-        result = await inline_contents(
-            result,
-            instance.blobs,
-            operation.action_digest.function,
-            stdout=request.inline_stdout,
-            stderr=request.inline_stderr,
-            files=frozenset(request.inline_output_files),
-        )
-    return operation_message(operation, result)
+def _inlined(request: reapi.ExecuteRequest) -> Inlined:
+    """What the request wants to have in the result (RUN-32)."""
+    wanted = Inlined(
+        stdout=request.inline_stdout,
+        stderr=request.inline_stderr,
+        files=frozenset(request.inline_output_files),
+    )
+    # One for all that want nothing: there may be many.
+    return NOTHING_INLINED if wanted == NOTHING_INLINED else wanted
 
 
 def _priority(request: reapi.ExecuteRequest) -> int:

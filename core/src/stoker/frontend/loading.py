@@ -14,9 +14,9 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 
 async def read_action(
-    instance: Instance, digest: Digest, metadata: reapi.RequestMetadata
+    instance: Instance, digest: Digest, *, metadata: reapi.RequestMetadata, principal: str
 ) -> LoadedAction:
-    """The action of this digest, and its command.
+    """The action of this digest, and its command, on behalf of this client.
 
     Raises InputsMissing, which makes a client upload them (EXE-03), and InvalidRequest for what
     is unsound.
@@ -30,6 +30,7 @@ async def read_action(
         command,
         namespace=instance.name,
         metadata=metadata,
+        principal=principal,
         max_blob_bytes=instance.max_blob_bytes,
     )
 

@@ -12,8 +12,7 @@ from stoker.action import LoadedAction, Outcome
 from stoker.errors import FailedPrecondition, InternalError, StokerError
 from stoker.frontend.instances import Instance, Instances
 from stoker.frontend.loading import read_action, within_limits
-from stoker.scheduler.journal_rows import Accepted, Kept
-from stoker.scheduler.operation import Operation
+from stoker.scheduler.journal_rows import Kept
 from stoker.scheduler.scheduler import Scheduler
 
 log = structlog.get_logger(__name__)
@@ -23,7 +22,7 @@ _AT_A_TIME = 32
 
 
 async def resume_all(
-    instances: Instances, scheduler: Scheduler, unfinished: Iterable[tuple[Kept, Operation]]
+    instances: Instances, scheduler: Scheduler, unfinished: Iterable[Kept]
 ) -> None:
     """Run each operation, or end it: with what the action cache has meanwhile, or with an error.
 
@@ -36,28 +35,28 @@ async def resume_all(
         batch, remaining = remaining[:_AT_A_TIME], remaining[_AT_A_TIME:]
         found: list[LoadedAction | Outcome] = [Outcome()] * len(batch)
         async with trio.open_nursery() as nursery:
-            for place, (kept, _) in enumerate(batch):
+            for place, kept in enumerate(batch):
                 nursery.start_soon(partial(_find, instances, scheduler, kept, found, place))
-        for (kept, operation), what in zip(batch, found, strict=True):
-            _resume(instances, scheduler, kept.accepted, operation, what)
+        for kept, what in zip(batch, found, strict=True):
+            _resume(instances, scheduler, kept, what)
 
 
 def _resume(
     instances: Instances,
     scheduler: Scheduler,
-    accepted: Accepted,
-    operation: Operation,
+    kept: Kept,
     found: LoadedAction | Outcome,
 ) -> None:
+    operation = kept.operation
     if isinstance(found, Outcome):
         scheduler.end(operation, found)
         return
     try:
-        executors = within_limits(instances.resolve(accepted.namespace), found)
+        executors = within_limits(instances.resolve(operation.namespace), found)
     except StokerError as error:
         scheduler.end(operation, Outcome(error=error))
         return
-    scheduler.resume(operation, found, priority=accepted.priority, executors=executors)
+    scheduler.resume(operation, found, priority=kept.request.priority, executors=executors)
 
 
 async def _find(
@@ -68,26 +67,32 @@ async def _find(
     place: int,
 ) -> None:
     try:
-        found[place] = await _action_or_outcome(instances, scheduler, kept.accepted)
+        found[place] = await _action_or_outcome(instances, scheduler, kept)
     except StokerError as error:
         found[place] = Outcome(error=error)
     except Exception:
         # A bug in a plugin costs one action, not the start of the server.
-        log.exception("an operation could not be taken up", operation=kept.name)
+        log.exception("an operation could not be taken up", operation=kept.operation.name)
         found[place] = Outcome(error=InternalError("the server failed; its log says why"))
 
 
 async def _action_or_outcome(
-    instances: Instances, scheduler: Scheduler, accepted: Accepted
+    instances: Instances, scheduler: Scheduler, kept: Kept
 ) -> LoadedAction | Outcome:
-    instance = instances.resolve(accepted.namespace)
+    operation, request, _ = kept
+    instance = instances.resolve(operation.namespace)
     if not instance.executors:
         raise FailedPrecondition(
             f"instance {instance.name!r} only caches since the server was restarted: "
             f"it has no executors to run actions on"
         )
-    action = await read_action(instance, accepted.digest, accepted.request)
-    if accepted.skip_cache_lookup or not action.cacheable:
+    action = await read_action(
+        instance,
+        operation.action_digest,
+        metadata=request.metadata,
+        principal=operation.principal,
+    )
+    if request.skip_cache_lookup or not action.cacheable:
         return action
     return await _cached(instance, scheduler, action) or action
 

@@ -22,7 +22,7 @@ from stoker.database import Change, Database, Row, open_database
 from stoker.errors import StokerError, StorageFull, Unavailable
 from stoker.scheduler import journal_rows as rows
 from stoker.scheduler.in_hand import InHand, open_in_hand
-from stoker.scheduler.journal_rows import Accepted, Ended, Kept
+from stoker.scheduler.journal_rows import Kept, Request
 from stoker.scheduler.losses import Bounds, Loss, Losses, key_of
 
 if TYPE_CHECKING:
@@ -43,18 +43,21 @@ RETRY_SECONDS = 5.0
 
 @dataclass(eq=False, slots=True)
 class _Entry:
-    number: int
-    name: str
-    accepted: Accepted
+    operation: Operation
+    request: Request
     done: trio.Event
     """Set once it is written, or cannot be."""
-    ended: Ended | None = None
+    ended_nanoseconds: int = 0
     written: bool = False
     """Whether the file has a row of it, or is about to."""
 
     def row(self) -> Row:
-        end = self.ended.row() if self.ended else (None, None, None)
-        return (*self.accepted.row(self.number, self.name), *end)
+        return (*rows.accepted_row(self.operation, self.request), *self.end())
+
+    def end(self) -> Row:
+        if not self.ended_nanoseconds:
+            return (None, None, None)
+        return rows.ended_row(self.operation, self.ended_nanoseconds)
 
 
 class Journal:
@@ -69,7 +72,6 @@ class Journal:
         """Which actions were lost, by this server and those before it."""
         self._entries: dict[str, _Entry] = {}
         self._begin_batch()
-        self._number = 0
         self._in_hand: InHand | None = None
         self._keeping = False
         self._in_trouble = False
@@ -78,27 +80,23 @@ class Journal:
 
     # --- told by the scheduler, between awaits
 
-    def accepted(self, operation: Operation, accepted: Accepted) -> None:
+    def accepted(self, operation: Operation, request: Request) -> None:
         """`operation` was accepted."""
-        if not self._keeping:
-            return
-        self._number += 1
-        entry = _Entry(self._number, operation.name, accepted, self._done)
-        self._entries[operation.name] = entry
-        self._gather(self._new, entry)
+        if self._keeping:
+            entry = self._entries[operation.name] = _Entry(operation, request, self._done)
+            self._gather(self._new, entry)
 
     def ended(self, operation: Operation) -> None:
         """`operation` has its outcome. Does nothing for one that was never told of."""
         if entry := self._entries.get(operation.name):
-            assert operation.outcome is not None
-            entry.ended = Ended(time.time_ns(), operation.metadata, operation.outcome)
+            entry.ended_nanoseconds = time.time_ns()
             if entry.written:
                 self._gather(self._ends, entry)
 
     def forgotten(self, name: str) -> None:
         """The operation of this name need not be known any more."""
         if (entry := self._entries.pop(name, None)) and entry.written:
-            self._gather(self._gone, entry.number)
+            self._gather(self._gone, entry.operation.number)
 
     def lost(self, action: LoadedAction, executor: str, began_nanoseconds: int) -> None:
         """`executor`, which had `action`, is lost."""
@@ -153,10 +151,10 @@ class Journal:
 
     def _take_batch(self) -> list[Change]:
         """The changes that have gathered; whatever happens now belongs to the next batch."""
-        new = [entry for entry in self._new if self._entries.get(entry.name) is entry]
+        new = [entry for entry in self._new if self._entries.get(entry.operation.name) is entry]
         changes = [
             Change(rows.ADD, [entry.row() for entry in new]),
-            Change(rows.END, [(*_end(entry), entry.number) for entry in self._ends]),
+            Change(rows.END, [(*entry.end(), entry.operation.number) for entry in self._ends]),
             Change(rows.FORGET, [(number,) for number in self._gone]),
             *self._changes,
         ]
@@ -268,9 +266,8 @@ class Journal:
     def _adopt(self, kept: Kept) -> None:
         done = trio.Event()
         done.set()
-        entry = _Entry(kept.number, kept.name, kept.accepted, done, kept.ended, written=True)
-        self._entries[kept.name] = entry
-        self._number = max(self._number, kept.number)
+        operation, request, ended = kept
+        self._entries[operation.name] = _Entry(operation, request, done, ended, written=True)
 
 
 def _opened(path: Path) -> AbstractAsyncContextManager[Database]:
@@ -292,11 +289,6 @@ async def _write(
         raise Unavailable(f"{path} was taken away")
     if changes:
         await database.change(changes)
-
-
-def _end(entry: _Entry) -> Row:
-    assert entry.ended is not None
-    return entry.ended.row()
 
 
 def _readable(found: Iterable[Row]) -> Iterator[Kept]:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from stoker import errors
-from stoker.action import LoadedAction, Outcome
+from stoker.action import NOTHING_INLINED, Inlined, Outcome
 from stoker.database import Row, Value
 from stoker.digest import DIGEST_FUNCTION_NAMES, Digest
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler.losses import Loss
 from stoker.scheduler.operation import Operation
+from stoker.scheduler.queue import Stage
 
 VERSION = 1
 # By number and not by name: new rows go to the end, old ones are taken from the start.
 _OPERATIONS = """
 CREATE TABLE operations (
     number INTEGER PRIMARY KEY, name TEXT NOT NULL, namespace TEXT NOT NULL,
-    function TEXT NOT NULL, action TEXT NOT NULL, priority INTEGER NOT NULL,
-    skip_cache_lookup INTEGER NOT NULL, request BLOB NOT NULL, queued_nanoseconds INTEGER NOT NULL,
-    ended_nanoseconds INTEGER, metadata BLOB, outcome BLOB
+    principal TEXT NOT NULL, function TEXT NOT NULL, action TEXT NOT NULL,
+    queued_nanoseconds INTEGER NOT NULL, priority INTEGER NOT NULL,
+    skip_cache_lookup INTEGER NOT NULL, request BLOB NOT NULL, inlined BLOB,
+    ended_nanoseconds INTEGER, run BLOB, outcome BLOB
 )
 """
 _LOSSES = """
@@ -33,8 +34,8 @@ CREATE TABLE losses (
 )
 """
 SCHEMA = (_OPERATIONS, _LOSSES)
-ADD = "INSERT INTO operations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-END = "UPDATE operations SET ended_nanoseconds = ?, metadata = ?, outcome = ? WHERE number = ?"
+ADD = "INSERT INTO operations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+END = "UPDATE operations SET ended_nanoseconds = ?, run = ?, outcome = ? WHERE number = ?"
 FORGET = "DELETE FROM operations WHERE number = ?"
 FORGET_ALL = "DELETE FROM operations"
 READ = "SELECT * FROM operations ORDER BY number"
@@ -48,79 +49,46 @@ FORGET_ALL_LOSSES = "DELETE FROM losses"
 READ_LOSSES = "SELECT * FROM losses ORDER BY lost_nanoseconds"
 
 
-class Accepted(NamedTuple):
-    """What was asked for, as far as it takes to ask for it again."""
+class Request(NamedTuple):
+    """What was asked for beside what the operation itself knows."""
 
-    namespace: str
-    digest: Digest
     priority: int
     skip_cache_lookup: bool
-    request: reapi.RequestMetadata
-    queued_nanoseconds: int
-
-    def row(self, number: int, name: str) -> Row:
-        """Without its end."""
-        return (
-            number,
-            name,
-            self.namespace,
-            self.digest.function.name,
-            str(self.digest),
-            self.priority,
-            self.skip_cache_lookup,
-            self.request.SerializeToString(),
-            self.queued_nanoseconds,
-        )
-
-
-class Ended(NamedTuple):
-    """How an operation ended."""
-
-    nanoseconds: int
-    metadata: reapi.ExecutedActionMetadata
-    """What its last message told of."""
-    outcome: Outcome
-
-    def row(self) -> Row:
-        return (
-            self.nanoseconds,
-            self.metadata.SerializeToString(),
-            encode_outcome(self.outcome),
-        )
+    metadata: reapi.RequestMetadata
 
 
 class Kept(NamedTuple):
     """An operation that a server before this one accepted."""
 
-    number: int
-    name: str
-    accepted: Accepted
-    ended: Ended | None
+    operation: Operation
+    request: Request
+    ended_nanoseconds: int
+    """0 where it has not ended."""
 
 
-def accepted(
-    operation: Operation, action: LoadedAction, priority: int, *, skip_cache_lookup: bool
-) -> Accepted:
-    """What the journal has of an operation that was just accepted."""
-    return Accepted(
-        action.namespace,
-        action.digest,
-        priority,
-        skip_cache_lookup,
-        action.metadata,
-        operation.metadata.queued_timestamp.ToNanoseconds(),
+def accepted_row(operation: Operation, request: Request) -> Row:
+    """What is known of an operation once it is accepted."""
+    digest = operation.action_digest
+    return (
+        operation.number,
+        operation.name,
+        operation.namespace,
+        operation.principal,
+        digest.function.name,
+        str(digest),
+        operation.queued_nanoseconds,
+        request.priority,
+        request.skip_cache_lookup,
+        request.metadata.SerializeToString(),
+        None if operation.inlined == NOTHING_INLINED else _encode_inlined(operation.inlined),
     )
 
 
-def restored_operation(kept: Kept) -> Operation:
-    """The operation again, as it was accepted."""
-    operation = Operation(
-        name=kept.name, namespace=kept.accepted.namespace, action_digest=kept.accepted.digest
-    )
-    operation.metadata.queued_timestamp.FromNanoseconds(kept.accepted.queued_nanoseconds)
-    if kept.ended:
-        operation.metadata.CopyFrom(kept.ended.metadata)
-    return operation
+def ended_row(operation: Operation, nanoseconds: int) -> Row:
+    """What is known of it beside that once it has ended, at this time."""
+    assert operation.outcome is not None
+    run = None if operation.run is None else operation.run.SerializeToString()
+    return (nanoseconds, run, encode_outcome(operation.outcome))
 
 
 def seconds_since(nanoseconds: int) -> float:
@@ -129,17 +97,40 @@ def seconds_since(nanoseconds: int) -> float:
 
 
 def kept(row: Row) -> Kept:
-    """What a row tells. Raises ValueError or StokerError where it makes no sense."""
-    number, name, namespace, function, action, priority, skip, request, queued, *end = row
-    taken = Accepted(
-        str(namespace),
-        _digest(str(function), str(action)),
-        _number(priority),
-        bool(skip),
-        reapi.RequestMetadata.FromString(_data(request)),
-        _number(queued),
+    """What a row tells. Raises ValueError, DecodeError or InvalidRequest for a damaged one."""
+    number, name, namespace, principal, function, action, queued, priority, skip, *rest = row
+    metadata, inlined, ended, run, outcome = rest
+    request = Request(
+        _number(priority), bool(skip), reapi.RequestMetadata.FromString(_data(metadata))
     )
-    return Kept(_number(number), str(name), taken, _ended(end) if end[0] is not None else None)
+    operation = Operation(
+        name=str(name),
+        number=_number(number),
+        namespace=str(namespace),
+        principal=str(principal),
+        action_digest=_digest(str(function), str(action)),
+        mnemonic=request.metadata.action_mnemonic,
+        target=request.metadata.target_id,
+        invocation=request.metadata.tool_invocation_id,
+        inlined=NOTHING_INLINED if inlined is None else _decode_inlined(_data(inlined)),
+        queued_nanoseconds=_number(queued),
+    )
+    if run is not None:
+        operation.run = reapi.ExecutedActionMetadata.FromString(_data(run))
+    if ended is None:
+        return Kept(operation, request, 0)
+    operation.outcome = decode_outcome(_data(outcome))
+    operation.stage = Stage.COMPLETED
+    return Kept(operation, request, _number(ended))
+
+
+def _encode_inlined(inlined: Inlined) -> bytes:
+    return _encoder.encode((inlined.stdout, inlined.stderr, sorted(inlined.files)))
+
+
+def _decode_inlined(data: bytes) -> Inlined:
+    stdout, stderr, files = msgspec.msgpack.decode(data, type=tuple[bool, bool, list[str]])
+    return Inlined(stdout=stdout, stderr=stderr, files=frozenset(files))
 
 
 def kept_loss(row: Row) -> tuple[bytes, Loss]:
@@ -147,15 +138,6 @@ def kept_loss(row: Row) -> tuple[bytes, Loss]:
     key, began, lost, executor, with_server = row
     loss = Loss(_number(began), _number(lost), str(executor), bool(with_server))
     return _data(key), loss
-
-
-def _ended(row: Sequence[Value]) -> Ended:
-    nanoseconds, metadata, outcome = row
-    return Ended(
-        _number(nanoseconds),
-        reapi.ExecutedActionMetadata.FromString(_data(metadata)),
-        decode_outcome(_data(outcome)),
-    )
 
 
 def _number(value: Value) -> int:

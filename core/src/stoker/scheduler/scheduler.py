@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from time import time_ns
+from typing import TYPE_CHECKING
 
 import trio
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from stoker.action import LoadedAction, Outcome
-from stoker.errors import Cancelled, OperationNotFound, Overloaded, StokerError, Unavailable
+from stoker.action import NOTHING_INLINED, Inlined, LoadedAction, Outcome
+from stoker.errors import Cancelled, Overloaded, StokerError, Unavailable
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Share
 from stoker.scheduler.journal import Journal
-from stoker.scheduler.journal_rows import accepted, restored_operation, seconds_since
+from stoker.scheduler.journal_rows import Request, seconds_since
 from stoker.scheduler.leasing import Lease, Seat
 from stoker.scheduler.losses import key_of
-from stoker.scheduler.operation import Operation, new_operation
+from stoker.scheduler.operation import Operation, timestamp
 from stoker.scheduler.queue import Assignment, Queue, Stage, Task, merge_key
+from stoker.scheduler.records import Records
 from stoker.scheduler.suspects import Suspects, Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from google.protobuf.timestamp_pb2 import Timestamp
 
     from stoker.scheduler.journal_rows import Kept
     from stoker.scheduler.matching import Offer
     from stoker.scheduler.settings import SchedulerSettings
 
-_OPERATION_BYTES = 2048
-"""About what an operation weighs beside its result."""
-
 _REMEMBERED_ENDS = 4096
 """How many runs that have ended are remembered: more than end while the action cache is asked."""
-
-
-class _Ended(NamedTuple):
-    time: float
-    name: str
-    weight: int
 
 
 class Scheduler:
@@ -63,9 +56,12 @@ class Scheduler:
         self._journal = journal
         self._suspects = Suspects(journal.losses)
         self._stopping = False
-        self._operations: OrderedDict[str, Operation] = OrderedDict()
-        self._ended: deque[_Ended] = deque()
-        self._retained_bytes = 0
+        self._records = Records(
+            retention_seconds=settings.retention_seconds,
+            max_retained_bytes=settings.max_retained_bytes,
+            forgotten=journal.forgotten,
+        )
+        self._limits = settings.limits(trio.current_time())
         self._ends: OrderedDict[Hashable, int] = OrderedDict()
         self._end_count = 0
         self._interest: dict[Task, set[Operation]] = {}
@@ -81,32 +77,60 @@ class Scheduler:
         *,
         priority: int,
         executors: Collection[str],
+        inlined: Inlined = NOTHING_INLINED,
         skip_cache_lookup: bool = False,
     ) -> Operation:
         """Accept `action`, to run on one of `executors`, or to share a twin's run.
 
         `skip_cache_lookup` is whether it has to run whatever the action cache has, should that be
         for a later server to do. Raises Quarantined for an action that was lost too often
-        (SCH-10), InvalidRequest, FailedPrecondition where none matches, Overloaded where the queue
-        is full: see `Queue.add`.
+        (SCH-10); InvalidRequest, FailedPrecondition where none matches: see `Queue.add`;
+        Overloaded where a limit is reached (EXE-25). Then it leaves nothing behind.
         """
         self._journal.losses.check(action)
-        operation = new_operation(action)
-        self._enter(Waiting(operation, action, priority, executors), trio.current_time())
-        self._know(operation)
-        self._journal.accepted(
-            operation, accepted(operation, action, priority, skip_cache_lookup=skip_cache_lookup)
-        )
+        time = trio.current_time()
+        self._limits.in_flight.check(action.principal, time)
+        if not self._queue.in_flight(action):
+            self._limits.queued.check_client(action.principal, time)
+        task = None
+        assignments: Iterable[Assignment] = ()
+        if self._suspects.may_enter(action):
+            try:
+                task, assignments = self._queue.add(action, priority, executors, now=time)
+            except Overloaded:
+                raise self._limits.queued.refusal(time) from None
+        self._records.drop_expired(time)
+        operation = self._records.add(action, inlined)
+        operation.queued_nanoseconds = time_ns()
+        self._take_in(operation)
+        if task:
+            self._attach(operation, task)
+        else:
+            self._suspects.hold(Waiting(operation, action, priority, executors))
+        self._journal.accepted(operation, Request(priority, skip_cache_lookup, action.metadata))
+        self._hand_over(assignments)
         return operation
 
     def join(
-        self, action: LoadedAction, *, priority: int, skip_cache_lookup: bool = False
+        self,
+        action: LoadedAction,
+        *,
+        priority: int,
+        inlined: Inlined = NOTHING_INLINED,
+        skip_cache_lookup: bool = False,
     ) -> Operation | None:
-        """An operation that shares the run of an identical action in flight, if there is one."""
+        """An operation that shares the run of an identical action in flight, if there is one.
+
+        Raises Overloaded where a limit is reached.
+        """
         if not self._queue.in_flight(action):
             return None
         return self.submit(
-            action, priority=priority, executors=(), skip_cache_lookup=skip_cache_lookup
+            action,
+            priority=priority,
+            executors=(),
+            inlined=inlined,
+            skip_cache_lookup=skip_cache_lookup,
         )
 
     async def wait_recorded(self, operation: Operation) -> None:
@@ -115,6 +139,19 @@ class Scheduler:
         Nobody should hear its name before. Calls may overlap; cancellation leaves nothing behind.
         """
         await self._journal.wait_recorded(operation)
+
+    async def wait_filed(self, action: LoadedAction) -> None:
+        """Wait while the result of an identical action is being filed.
+
+        It can be seen in the action cache by then: to share it would be to look it up (EXE-19).
+        """
+        while (
+            (task := self._queue.in_flight(action))
+            and (lease := self._leases.get(task))
+            and lease.is_filing
+            and (twin := next(iter(self._interest[task]), None))
+        ):
+            await twin.wait_completed()
 
     @property
     def end_count(self) -> int:
@@ -128,25 +165,29 @@ class Scheduler:
         """
         return self._ends.get(merge_key(action), -1) >= count
 
-    def submit_completed(self, action: LoadedAction, outcome: Outcome) -> Operation:
+    def submit_completed(
+        self, action: LoadedAction, outcome: Outcome, inlined: Inlined = NOTHING_INLINED
+    ) -> Operation:
         """An operation that has its outcome already, from the action cache (EXE-18)."""
-        operation = new_operation(action)
-        self._know(operation)
-        self._end(operation, outcome)
+        self._records.drop_expired(trio.current_time())
+        operation = self._records.add(action, inlined)
+        operation.stage, operation.outcome = Stage.COMPLETED, outcome
+        self._records.retain(operation, trio.current_time())
         return operation
 
-    def find(self, name: str) -> Operation:
-        """The operation of this name. Raises OperationNotFound."""
-        self._forget_expired()
-        try:
-            return self._operations[name]
-        except KeyError:
-            raise OperationNotFound(name) from None
+    def find(self, name: str, principal: str) -> Operation:
+        """The operation of this name, if it is this client's. Raises OperationNotFound."""
+        self._records.drop_expired(trio.current_time())
+        return self._records.find(name, principal)
 
-    def operations(self, namespace: str) -> list[Operation]:
-        """All operations of one instance that are known, oldest first."""
-        self._forget_expired()
-        return [op for op in self._operations.values() if op.namespace == namespace]
+    def operations_after(self, number: int) -> Sequence[Operation]:
+        """All operations that are known and came after that with `number`, oldest first."""
+        self._records.drop_expired(trio.current_time())
+        return self._records.after(number)
+
+    def forget(self, operation: Operation) -> None:
+        """`operation` cannot be asked for any more. Its run, and who waits for it, go on."""
+        self._records.forget(operation)
 
     def cancel(self, operation: Operation) -> None:
         """End `operation` as cancelled; its run goes on if other operations share it (OPS-18)."""
@@ -156,6 +197,19 @@ class Scheduler:
         self._end(operation, Outcome(error=Cancelled(f"operation {operation.name} was cancelled")))
         if task and not self._interest[task]:
             self._drop(task)
+
+    @contextmanager
+    def waiting(self, principal: str) -> Iterator[None]:
+        """A call of this client waits for an operation, or is about to have one.
+
+        Raises Overloaded where there are too many (EXE-25).
+        """
+        self._limits.streams.check(principal, trio.current_time())
+        self._limits.streams.enter(principal, trio.current_time())
+        try:
+            yield
+        finally:
+            self._limits.streams.leave(principal, trio.current_time())
 
     @contextmanager
     def watching(self, operation: Operation) -> Iterator[None]:
@@ -185,19 +239,22 @@ class Scheduler:
 
     # --- for a server that starts or stops
 
-    def restore(self, kept: Iterable[Kept]) -> list[tuple[Kept, Operation]]:
+    def restore(self, kept: Sequence[Kept]) -> list[Kept]:
         """Know the operations that a server before this one accepted, under their names.
 
         Returns those that have not ended. Each of them has to be told to `resume` or to `end`.
         """
-        restored = [(each, restored_operation(each)) for each in kept]
-        for _, operation in restored:
-            self._operations[operation.name] = operation
-        ended = [(each.ended, operation) for each, operation in restored if each.ended]
-        for end, operation in sorted(ended, key=lambda each: each[0].nanoseconds):
-            self._retain(operation, end.outcome, seconds_since(end.nanoseconds))
-        unfinished = [(each, operation) for each, operation in restored if not each.ended]
-        self._nursery.start_soon(self._await_clients, [operation for _, operation in unfinished])
+        unfinished = []
+        for each in kept:
+            self._records.restore(each.operation)
+            if not each.operation.outcome:
+                self._take_in(each.operation)
+                unfinished.append(each)
+        for each in sorted(kept, key=lambda each: each.ended_nanoseconds):
+            if each.operation.outcome:
+                ended = trio.current_time() - seconds_since(each.ended_nanoseconds)
+                self._records.retain(each.operation, ended)
+        self._nursery.start_soon(self._await_clients, [each.operation for each in unfinished])
         return unfinished
 
     def resume(
@@ -208,18 +265,26 @@ class Scheduler:
         priority: int,
         executors: Collection[str],
     ) -> None:
-        """Run what a server before this one accepted. What forbids that ends the operation."""
+        """Run what was restored. What forbids that ends the operation."""
         if operation.outcome:
             return
         waiting = Waiting(operation, action, priority, executors)
-        age = seconds_since(operation.metadata.queued_timestamp.ToNanoseconds())
+        if not self._suspects.may_enter(action):
+            self._suspects.hold(waiting)
+            return
+        age = seconds_since(operation.queued_nanoseconds)
         try:
             self._journal.losses.check(action)
-            self._enter(waiting, trio.current_time() - age)
+            task, assignments = self._queue.add(
+                action, priority, executors, now=trio.current_time() - age
+            )
         except Overloaded:
             self._suspects.hold(waiting)
         except StokerError as error:
             self._end(operation, Outcome(error=error))
+        else:
+            self._attach(operation, task)
+            self._hand_over(assignments)
 
     def end(self, operation: Operation, outcome: Outcome) -> None:
         """End an operation that was restored and not resumed. Does nothing if it has ended."""
@@ -242,25 +307,26 @@ class Scheduler:
         Leaving without `Lease.complete` hands the task back: it is run again elsewhere, a bounded
         number of times.
         """
-        task = await self._next_task(executor)
-        while task.stage is Stage.COMPLETED:  # dropped on its way here
-            self._give_back(task)
-            task = await self._next_task(executor)
+        assignment = await self._next_assignment(executor)
+        while assignment.task.stage is Stage.COMPLETED:  # dropped on its way here
+            self._give_back(assignment)
+            assignment = await self._next_assignment(executor)
+        task = assignment.task
         lease = self._leases[task] = Lease(self, task, self._queued_timestamp(task))
-        began = time.time_ns()
+        began = time_ns()
         try:
             with self._journal.in_hand(task.action, executor):
                 yield lease
         finally:
             del self._leases[task]
             self._note_loss(task, executor, began)
-            self._give_back(task)
+            self._give_back(assignment)
 
     def started(self, task: Task, metadata: reapi.ExecutedActionMetadata) -> None:
         """The process of `task` is about to start."""
         self._tell(task, Stage.EXECUTING, metadata)
 
-    async def _next_task(self, executor: str) -> Task:
+    async def _next_assignment(self, executor: str) -> Assignment:
         seat = Seat()
         self._idle[executor].append(seat)
         self._hand_over(self._queue.offer(executor, now=trio.current_time()))
@@ -272,34 +338,41 @@ class Scheduler:
 
     def _stop_waiting(self, executor: str, seat: Seat) -> None:
         """A slot stops waiting; a task that reached it in the same moment goes back."""
-        if seat.task is None:
+        if seat.assignment is None:
             self._idle[executor].remove(seat)
             self._queue.withdraw(executor)
         else:
-            self._give_back(seat.task)
+            self._give_back(seat.assignment)
 
     # --- state, changed between awaits only
 
-    def _know(self, operation: Operation) -> None:
-        self._forget_expired()
-        self._operations[operation.name] = operation
+    def _hand_over(self, assignments: Iterable[Assignment]) -> None:
+        for assignment in assignments:
+            self._idle[assignment.executor].popleft().put(assignment)
 
-    def _enter(self, waiting: Waiting, now: float) -> None:
-        """Queue an operation, or have it wait for others that are under suspicion as it is."""
-        operation, action, priority, executors = waiting
-        if not self._suspects.may_enter(action):
-            self._suspects.hold(waiting)
-            return
-        task, assignments = self._queue.add(action, priority, executors, now=now)
+    def _tell(self, task: Task, stage: Stage, metadata: reapi.ExecutedActionMetadata) -> None:
+        twins = self._interest[task]
+        # One message for all of them: they have been told the same so far.
+        run = reapi.ExecutedActionMetadata()
+        known = next((twin.run for twin in twins), None)
+        if known is not None:
+            run.CopyFrom(known)
+        run.MergeFrom(metadata)
+        for operation in twins:
+            operation.run = run
+            self._move(operation, stage)
+            operation.announce()
+
+    def _attach(self, operation: Operation, task: Task) -> None:
+        """`operation` is one that `task` runs for, and stands as its twins do."""
         self._tasks[operation] = task
         if task not in self._interest:
-            self._suspects.entered(action)
+            self._suspects.entered(task.action)
         twins = self._interest.setdefault(task, set())
         if twin := next(iter(twins), None):
-            operation.stage = twin.stage
-            operation.metadata.CopyFrom(twin.metadata)
+            operation.run = twin.run
+            self._move(operation, twin.stage)
         twins.add(operation)
-        self._hand_over(assignments)
 
     def _let_in(self) -> None:
         """Queue those that waited for a suspect that has ended."""
@@ -309,17 +382,22 @@ class Scheduler:
             if operation not in self._tasks and not operation.outcome:
                 break
 
-    def _hand_over(self, assignments: Iterable[Assignment]) -> None:
-        for task, executor in assignments:
-            self._idle[executor].popleft().put(task)
+    def _take_in(self, operation: Operation) -> None:
+        """`operation` is new, and counts from now on."""
+        self._limits.in_flight.enter(operation.principal, trio.current_time())
+        if operation.stage is Stage.QUEUED:
+            self._limits.queued.enter(operation.principal, trio.current_time())
 
-    def _tell(self, task: Task, stage: Stage, metadata: reapi.ExecutedActionMetadata) -> None:
-        for operation in self._interest[task]:
-            queued = operation.metadata.queued_timestamp
-            operation.stage = stage
-            operation.metadata.MergeFrom(metadata)
-            operation.metadata.queued_timestamp.CopyFrom(queued)
-            operation.announce()
+    def _move(self, operation: Operation, stage: Stage) -> None:
+        """`operation` goes on to `stage`, or back to it."""
+        was_queued, is_queued = operation.stage is Stage.QUEUED, stage is Stage.QUEUED
+        operation.stage = stage
+        if was_queued and not is_queued:
+            self._limits.queued.leave(operation.principal, trio.current_time())
+        if is_queued and not was_queued:
+            self._limits.queued.enter(operation.principal, trio.current_time())
+        if stage is Stage.COMPLETED:
+            self._limits.in_flight.leave(operation.principal, trio.current_time())
 
     def complete(self, task: Task, outcome: Outcome) -> None:
         """`task` has ended; everybody who waits is told. Later calls change nothing."""
@@ -335,16 +413,13 @@ class Scheduler:
         self._hand_over(assignments)
         self._let_in()
 
-    def _leave_queue(self, task: Task) -> list[Assignment]:
+    def _leave_queue(self, task: Task) -> Iterable[Assignment]:
         if task.stage is not Stage.COMPLETED:
             self._suspects.left(task.action)
         return self._queue.complete(task, now=trio.current_time())
 
     def _queued_timestamp(self, task: Task) -> Timestamp:
-        return min(
-            (operation.metadata.queued_timestamp for operation in self._interest[task]),
-            key=Timestamp.ToNanoseconds,
-        )
+        return timestamp(min(operation.queued_nanoseconds for operation in self._interest[task]))
 
     def _note_end(self, task: Task) -> None:
         self._ends[task.merge_key] = self._end_count
@@ -356,15 +431,11 @@ class Scheduler:
     def _end(self, operation: Operation, outcome: Outcome) -> None:
         if task := self._tasks.pop(operation, None):
             self._interest[task].discard(operation)
-        self._retain(operation, outcome, 0)
+        operation.outcome = outcome
+        self._move(operation, Stage.COMPLETED)
         self._journal.ended(operation)
+        self._records.retain(operation, trio.current_time())
         operation.announce()
-
-    def _retain(self, operation: Operation, outcome: Outcome, seconds_ago: float) -> None:
-        operation.stage, operation.outcome = Stage.COMPLETED, outcome
-        weight = _OPERATION_BYTES + (outcome.result.ByteSize() if outcome.result else 0)
-        self._ended.append(_Ended(trio.current_time() - seconds_ago, operation.name, weight))
-        self._retained_bytes += weight
 
     def _drop(self, task: Task) -> None:
         """Nobody wants `task`: it is taken out of the queue, or stopped where it runs."""
@@ -380,21 +451,22 @@ class Scheduler:
         if task.stage is not Stage.COMPLETED and not self._stopping:
             self._journal.lost(task.action, executor, began_nanoseconds)
 
-    def _give_back(self, task: Task) -> None:
-        """A slot lets go of `task`."""
-        losses, key = self._journal.losses, key_of(task.action)
-        if task.stage is not Stage.COMPLETED and not losses.spent(key):
+    def _give_back(self, assignment: Assignment) -> None:
+        """A slot lets go of what it was given."""
+        task, losses = assignment.task, self._journal.losses
+        if task.stage is not Stage.COMPLETED and not losses.spent(key_of(task.action)):
             self._tell(task, Stage.QUEUED, reapi.ExecutedActionMetadata())
             self._hand_over(self._queue.requeue(task, now=trio.current_time()))
+            self._hand_over(self._queue.release(assignment, now=trio.current_time()))
             return
         if task.stage is not Stage.COMPLETED:
-            lost = losses.executors(key)
+            lost = losses.executors(key_of(task.action))
             error = Unavailable(
                 f"the action was lost {len(lost)} times by its executors: {', '.join(lost)}"
             )
             self._complete(task, Outcome(error=error))
         self._interest.pop(task, None)
-        self._hand_over(self._queue.release(task, now=trio.current_time()))
+        self._hand_over(self._queue.release(assignment, now=trio.current_time()))
 
     async def _abandon_later(self, operation: Operation, departure: int) -> None:
         await trio.sleep(self._settings.abandoned_after_seconds)
@@ -406,16 +478,6 @@ class Scheduler:
         for operation in restored:
             if operation.watchers == 0 and operation.departures == 0:
                 self.cancel(operation)
-
-    def _forget_expired(self) -> None:
-        oldest = trio.current_time() - self._settings.retention_seconds
-        while self._ended and (
-            self._ended[0].time < oldest or self._retained_bytes > self._settings.max_retained_bytes
-        ):
-            _, name, weight = self._ended.popleft()
-            self._retained_bytes -= weight
-            self._operations.pop(name, None)
-            self._journal.forgotten(name)
 
 
 @asynccontextmanager

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import msgspec
 
+from stoker.scheduler.admission import Limit, Limits
 from stoker.scheduler.losses import Bounds
 from stoker.scheduler.matching import Matching, PropertyKind
 from stoker.scheduler.queue import Policy
 from stoker.spi import Settings
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
+_Most = Annotated[int, msgspec.Meta(ge=1)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
@@ -19,7 +21,18 @@ class SchedulerSettings(Settings, frozen=True):
     """``[scheduler]``."""
 
     max_queued: _Count = 100_000
-    """Actions that may wait; more are refused with RESOURCE_EXHAUSTED."""
+    """Actions that may wait; more are refused with RESOURCE_EXHAUSTED (EXE-25)."""
+    max_queued_per_principal: _Most | None = None
+    """How many of them may be one client's. Unset, here and below: half of them where the client
+    is known by a certificate, so that none can shut the others out, and otherwise all."""
+    max_in_flight: _Most = 200_000
+    """Operations that may not have ended, those included that share another one's run."""
+    max_in_flight_per_principal: _Most | None = None
+    """How many of them may be one client's."""
+    max_streams: _Most = 50_000
+    """Calls that may wait for operations at once."""
+    max_streams_per_principal: _Most | None = None
+    """How many of them may be one client's."""
     ageing_seconds: _Seconds = 600.0
     """After this time an action's turn comes by waiting: of four actions that begin where it
     could, one is the one that waits longest, whatever its priority and whosever it is (SCH-02)."""
@@ -69,3 +82,22 @@ class SchedulerSettings(Settings, frozen=True):
     def policy(self) -> Policy:
         """What the queue goes by."""
         return Policy(self.ageing_seconds, frozenset(self.high_priority_mnemonics), self.matching)
+
+    def limits(self, now: float) -> Limits:
+        """What is taken in."""
+        queued, in_flight = self.max_queued_per_principal, self.max_in_flight_per_principal
+        streams = self.max_streams_per_principal
+        return Limits(
+            _limit("actions are queued", "max_queued", self.max_queued, queued, now),
+            _limit("operations are in flight", "max_in_flight", self.max_in_flight, in_flight, now),
+            _limit("calls wait for operations", "max_streams", self.max_streams, streams, now),
+        )
+
+
+def _limit(what: str, setting: str, total: int, each: int | None, now: float) -> Limit:
+    def of_one(principal: str) -> int:
+        if each is not None:
+            return each
+        return -(-total // 2) if principal else total
+
+    return Limit(what, setting, total, of_one, now)

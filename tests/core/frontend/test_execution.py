@@ -92,15 +92,14 @@ async def test_a_change_that_is_over_at_once_is_not_told(
     assert short[0].name
     monkeypatch.setattr(execution, "FIRST_WITHIN_SECONDS", 0)
     monkeypatch.setattr(execution, "BRIEF_SECONDS", 60)
-    brief = await execute(client, await client.put_action("true"))
-    assert [metadata_of(o).stage for o in brief] == [stages.QUEUED, stages.COMPLETED]
+    brief = await execute(client, await client.put_action("sleep", "0.2"))
+    # The first is told once the operation is recorded: by then it runs, as a rule.
+    assert len(brief) == 2
+    assert metadata_of(brief[0]).stage in (stages.QUEUED, stages.EXECUTING)
+    assert metadata_of(brief[1]).stage == stages.COMPLETED
     monkeypatch.setattr(execution, "BRIEF_SECONDS", 0)
     told = await execute(client, await client.put_action("sleep", "0.3"))
-    assert [metadata_of(o).stage for o in told] == [
-        stages.QUEUED,
-        stages.EXECUTING,
-        stages.COMPLETED,
-    ]
+    assert [metadata_of(o).stage for o in told][-2:] == [stages.EXECUTING, stages.COMPLETED]
 
 
 async def test_the_second_time_it_is_cached(client: Client) -> None:  # EXE-18, 19, ACG-06, 14

@@ -10,7 +10,7 @@ from google.longrunning import operations_pb2
 
 from stoker.action import Outcome
 from stoker.digest import SHA256
-from stoker.frontend.execution import FIRST_WITHIN_SECONDS, tell_changes
+from stoker.frontend.execution import tell_changes
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.task import Stage
@@ -49,7 +49,7 @@ async def test_something_is_told_every_minute(
     operation, reader = queued(), Reader()
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(tell_changes, operation, reader.send, FIRST_WITHIN_SECONDS)
+        nursery.start_soon(tell_changes, operation, reader.send)
         await trio.sleep(3600)
         move(operation, Stage.EXECUTING)
         await trio.sleep(3600)

@@ -11,25 +11,26 @@ from typing import TYPE_CHECKING
 import trio
 
 from stoker.action import NOTHING_INLINED, Inlined, LoadedAction, Outcome
-from stoker.errors import Cancelled, Overloaded, Unavailable
+from stoker.errors import Cancelled, Overloaded, StokerError, Unavailable
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Share
+from stoker.scheduler.journal import Journal
+from stoker.scheduler.journal_rows import Request, seconds_since
 from stoker.scheduler.leasing import Lease, Seat
+from stoker.scheduler.losses import key_of
 from stoker.scheduler.operation import Operation, timestamp
 from stoker.scheduler.queue import Assignment, Queue, Stage, Task, merge_key
 from stoker.scheduler.records import Records
+from stoker.scheduler.suspects import Suspects, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from google.protobuf.timestamp_pb2 import Timestamp
 
+    from stoker.scheduler.journal_rows import Kept
     from stoker.scheduler.matching import Offer
     from stoker.scheduler.settings import SchedulerSettings
-
-MAX_ATTEMPTS = 3
-"""How often a task is handed out before its loss is told to the client (OPS-14)."""
-
 
 _REMEMBERED_ENDS = 4096
 """How many runs that have ended are remembered: more than end while the action cache is asked."""
@@ -43,14 +44,22 @@ class Scheduler:
     """
 
     def __init__(
-        self, executors: Mapping[str, Offer], settings: SchedulerSettings, nursery: trio.Nursery
+        self,
+        executors: Mapping[str, Offer],
+        settings: SchedulerSettings,
+        nursery: trio.Nursery,
+        journal: Journal,
     ) -> None:
         self._queue = Queue(executors, max_queued=settings.max_queued, policy=settings.policy)
         self._settings = settings
         self._nursery = nursery
+        self._journal = journal
+        self._suspects = Suspects(journal.losses)
+        self._stopping = False
         self._records = Records(
             retention_seconds=settings.retention_seconds,
             max_retained_bytes=settings.max_retained_bytes,
+            forgotten=journal.forgotten,
         )
         self._limits = settings.limits(trio.current_time())
         self._ends: OrderedDict[Hashable, int] = OrderedDict()
@@ -69,34 +78,46 @@ class Scheduler:
         priority: int,
         executors: Collection[str],
         inlined: Inlined = NOTHING_INLINED,
+        skip_cache_lookup: bool = False,
     ) -> Operation:
         """Accept `action`, to run on one of `executors`, or to share a twin's run.
 
-        Raises InvalidRequest, FailedPrecondition where none matches: see `Queue.add`; Overloaded
-        where a limit is reached (EXE-25). Then it leaves nothing behind.
+        `skip_cache_lookup` is whether it has to run whatever the action cache has, should that be
+        for a later server to do. Raises Quarantined for an action that was lost too often
+        (SCH-10); InvalidRequest, FailedPrecondition where none matches: see `Queue.add`;
+        Overloaded where a limit is reached (EXE-25). Then it leaves nothing behind.
         """
+        self._journal.losses.check(action)
         time = trio.current_time()
         self._limits.in_flight.check(action.principal, time)
         if not self._queue.in_flight(action):
             self._limits.queued.check_client(action.principal, time)
-        try:
-            task, assignments = self._queue.add(action, priority, executors, now=time)
-        except Overloaded:
-            raise self._limits.queued.refusal(time) from None
+        task = None
+        assignments: Iterable[Assignment] = ()
+        if self._suspects.may_enter(action):
+            try:
+                task, assignments = self._queue.add(action, priority, executors, now=time)
+            except Overloaded:
+                raise self._limits.queued.refusal(time) from None
         self._records.drop_expired(time)
         operation = self._records.add(action, inlined)
         operation.queued_nanoseconds = time_ns()
-        self._tasks[operation] = task
-        twins = self._interest.setdefault(task, set())
-        if twin := next(iter(twins), None):
-            operation.stage, operation.run = twin.stage, twin.run
-        twins.add(operation)
-        self._take_in(operation, task)
+        self._take_in(operation)
+        if task:
+            self._attach(operation, task)
+        else:
+            self._hold(Waiting(operation, action, priority, executors))
+        self._journal.accepted(operation, Request(priority, skip_cache_lookup, action.metadata))
         self._hand_over(assignments)
         return operation
 
     def join(
-        self, action: LoadedAction, *, priority: int, inlined: Inlined = NOTHING_INLINED
+        self,
+        action: LoadedAction,
+        *,
+        priority: int,
+        inlined: Inlined = NOTHING_INLINED,
+        skip_cache_lookup: bool = False,
     ) -> Operation | None:
         """An operation that shares the run of an identical action in flight, if there is one.
 
@@ -104,7 +125,20 @@ class Scheduler:
         """
         if not self._queue.in_flight(action):
             return None
-        return self.submit(action, priority=priority, executors=(), inlined=inlined)
+        return self.submit(
+            action,
+            priority=priority,
+            executors=(),
+            inlined=inlined,
+            skip_cache_lookup=skip_cache_lookup,
+        )
+
+    async def wait_recorded(self, operation: Operation) -> None:
+        """Wait until `operation` outlives the server, as far as it ever will (SCH-07).
+
+        Nobody should hear its name before. Calls may overlap; cancellation leaves nothing behind.
+        """
+        await self._journal.wait_recorded(operation)
 
     async def wait_filed(self, action: LoadedAction) -> None:
         """Wait while the result of an identical action is being filed.
@@ -159,9 +193,9 @@ class Scheduler:
         """End `operation` as cancelled; its run goes on if other operations share it (OPS-18)."""
         if operation.stage is Stage.COMPLETED:
             return
-        task = self._tasks[operation]
+        task = self._tasks.get(operation)
         self._end(operation, Outcome(error=Cancelled(f"operation {operation.name} was cancelled")))
-        if not self._interest[task]:
+        if task and not self._interest[task]:
             self._drop(task)
 
     @contextmanager
@@ -185,8 +219,8 @@ class Scheduler:
             yield
         finally:
             operation.watchers -= 1
-            if operation.watchers == 0 and operation.stage is not Stage.COMPLETED:
-                operation.departures += 1
+            operation.departures += 1
+            if operation.watchers == 0 and not (operation.outcome or self._stopping):
                 self._nursery.start_soon(self._abandon_later, operation, operation.departures)
 
     @property
@@ -203,6 +237,67 @@ class Scheduler:
         """The processors and memory of `executor` that no action has."""
         return self._queue.free(executor)
 
+    # --- for a server that starts or stops
+
+    def restore(self, kept: Sequence[Kept]) -> list[Kept]:
+        """Know the operations that a server before this one accepted, under their names.
+
+        Returns those that have not ended. Each of them has to be told to `resume` or to `end`.
+        """
+        unfinished = []
+        for each in kept:
+            self._records.restore(each.operation)
+            if not each.operation.outcome:
+                self._take_in(each.operation)
+                unfinished.append(each)
+        for each in sorted(kept, key=lambda each: each.ended_nanoseconds):
+            if each.operation.outcome:
+                ended = trio.current_time() - seconds_since(each.ended_nanoseconds)
+                self._records.retain(each.operation, ended)
+        self._nursery.start_soon(self._await_clients, [each.operation for each in unfinished])
+        return unfinished
+
+    def resume(
+        self,
+        operation: Operation,
+        action: LoadedAction,
+        *,
+        priority: int,
+        executors: Collection[str],
+    ) -> None:
+        """Run what was restored. What forbids that ends the operation."""
+        if operation.outcome:
+            return
+        waiting = Waiting(operation, action, priority, executors)
+        if not self._suspects.may_enter(action):
+            self._hold(waiting)
+            return
+        age = seconds_since(operation.queued_nanoseconds)
+        try:
+            self._journal.losses.check(action)
+            task, assignments = self._queue.add(
+                action, priority, executors, now=trio.current_time() - age
+            )
+        except Overloaded:
+            self._hold(waiting)
+        except StokerError as error:
+            self._end(operation, Outcome(error=error))
+        else:
+            self._attach(operation, task)
+            self._hand_over(assignments)
+
+    def end(self, operation: Operation, outcome: Outcome) -> None:
+        """End an operation that was restored and not resumed. Does nothing if it has ended."""
+        if not operation.outcome:
+            self._end(operation, outcome)
+
+    def stop(self) -> None:
+        """The server stops: what it does not finish is for the next one.
+
+        From here on no operation is abandoned, and no lease that ends counts as a loss.
+        """
+        self._stopping = True
+
     # --- for executors
 
     @asynccontextmanager
@@ -218,10 +313,13 @@ class Scheduler:
             assignment = await self._next_assignment(executor)
         task = assignment.task
         lease = self._leases[task] = Lease(self, task, self._queued_timestamp(task))
+        began = time_ns()
         try:
-            yield lease
+            with self._journal.in_hand(task.action, executor):
+                yield lease
         finally:
             del self._leases[task]
+            self._note_loss(task, executor, began)
             self._give_back(assignment)
 
     def started(self, task: Task, metadata: reapi.ExecutedActionMetadata) -> None:
@@ -251,7 +349,7 @@ class Scheduler:
     def _hand_over(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
             for operation in self._interest.get(assignment.task, ()):
-                self._leave_queue(operation)
+                self._count_waiting(operation, waits=False)
             self._idle[assignment.executor].popleft().put(assignment)
 
     def _tell(self, task: Task, stage: Stage, metadata: reapi.ExecutedActionMetadata) -> None:
@@ -266,29 +364,62 @@ class Scheduler:
             operation.stage, operation.run = stage, run
             operation.announce()
 
-    def _take_in(self, operation: Operation, task: Task) -> None:
+    def _attach(self, operation: Operation, task: Task) -> None:
+        """`operation` is one that `task` runs for, and stands as its twins do."""
+        self._tasks[operation] = task
+        if task not in self._interest:
+            self._suspects.entered(task.action)
+        twins = self._interest.setdefault(task, set())
+        if twin := next(iter(twins), None):
+            operation.stage, operation.run = twin.stage, twin.run
+        twins.add(operation)
+        self._count_waiting(operation, waits=task.stage is Stage.QUEUED)
+
+    def _hold(self, waiting: Waiting) -> None:
+        """It waits until it may be queued."""
+        self._suspects.hold(waiting)
+        self._count_waiting(waiting.operation, waits=True)
+
+    def _let_in(self) -> None:
+        """Queue those that waited for a suspect that has ended."""
+        while waiting := self._suspects.next_to_enter():
+            operation, action, priority, executors = waiting
+            self.resume(operation, action, priority=priority, executors=executors)
+            if operation not in self._tasks and not operation.outcome:
+                break
+
+    def _take_in(self, operation: Operation) -> None:
         """`operation` is new, and counts from now on."""
         self._limits.in_flight.enter(operation.principal, trio.current_time())
-        if task.stage is Stage.QUEUED:
-            self._queue_up(operation)
 
-    def _queue_up(self, operation: Operation) -> None:
-        operation.waits = True
-        self._limits.queued.enter(operation.principal, trio.current_time())
-
-    def _leave_queue(self, operation: Operation) -> None:
-        if operation.waits:
-            operation.waits = False
+    def _count_waiting(self, operation: Operation, *, waits: bool) -> None:
+        """Whether `operation` counts among those that wait for an executor."""
+        if operation.waits == waits:
+            return
+        operation.waits = waits
+        if waits:
+            self._limits.queued.enter(operation.principal, trio.current_time())
+        else:
             self._limits.queued.leave(operation.principal, trio.current_time())
 
     def complete(self, task: Task, outcome: Outcome) -> None:
         """`task` has ended; everybody who waits is told. Later calls change nothing."""
-        assignments = self._queue.complete(task, now=trio.current_time())
+        self._journal.survived(task.action)
+        self._complete(task, outcome)
+
+    def _complete(self, task: Task, outcome: Outcome) -> None:
+        assignments = self._leave_queue(task)
         self._note_end(task)
         for operation in tuple(self._interest.get(task, ())):
             self._end(operation, outcome)
         self._interest.pop(task, None)
         self._hand_over(assignments)
+        self._let_in()
+
+    def _leave_queue(self, task: Task) -> Iterable[Assignment]:
+        if task.stage is not Stage.COMPLETED:
+            self._suspects.left(task.action)
+        return self._queue.complete(task, now=trio.current_time())
 
     def _queued_timestamp(self, task: Task) -> Timestamp:
         return timestamp(min(operation.queued_nanoseconds for operation in self._interest[task]))
@@ -304,35 +435,42 @@ class Scheduler:
         if task := self._tasks.pop(operation, None):
             self._interest[task].discard(operation)
         operation.stage, operation.outcome = Stage.COMPLETED, outcome
-        self._leave_queue(operation)
+        self._count_waiting(operation, waits=False)
         self._limits.in_flight.leave(operation.principal, trio.current_time())
+        self._journal.ended(operation)
         self._records.retain(operation, trio.current_time())
         operation.announce()
 
     def _drop(self, task: Task) -> None:
         """Nobody wants `task`: it is taken out of the queue, or stopped where it runs."""
-        self._hand_over(self._queue.complete(task, now=trio.current_time()))
+        self._hand_over(self._leave_queue(task))
         if lease := self._leases.get(task):
             lease.scope.cancel()
         else:
             self._interest.pop(task, None)
+        self._let_in()
+
+    def _note_loss(self, task: Task, executor: str, began_nanoseconds: int) -> None:
+        """A slot lets go of `task`, which it was handed at this time of day."""
+        if task.stage is not Stage.COMPLETED and not self._stopping:
+            self._journal.lost(task.action, executor, began_nanoseconds)
 
     def _give_back(self, assignment: Assignment) -> None:
         """A slot lets go of what it was given."""
-        task = assignment.task
-        if task.stage is not Stage.COMPLETED and task.attempts < MAX_ATTEMPTS:
+        task, losses = assignment.task, self._journal.losses
+        if task.stage is not Stage.COMPLETED and not losses.spent(key_of(task.action)):
             self._tell(task, Stage.QUEUED, reapi.ExecutedActionMetadata())
             for operation in self._interest[task]:
-                self._queue_up(operation)
+                self._count_waiting(operation, waits=True)
             self._hand_over(self._queue.requeue(task, now=trio.current_time()))
             self._hand_over(self._queue.release(assignment, now=trio.current_time()))
             return
         if task.stage is not Stage.COMPLETED:
-            lost = Unavailable(
-                f"the action was lost {task.attempts} times by its executors: "
-                f"{', '.join(task.tried)}"
+            lost = losses.executors(key_of(task.action))
+            error = Unavailable(
+                f"the action was lost {len(lost)} times by its executors: {', '.join(lost)}"
             )
-            self.complete(task, Outcome(error=lost))
+            self._complete(task, Outcome(error=error))
         self._interest.pop(task, None)
         self._hand_over(self._queue.release(assignment, now=trio.current_time()))
 
@@ -341,14 +479,23 @@ class Scheduler:
         if operation.watchers == 0 and operation.departures == departure:
             self.cancel(operation)
 
+    async def _await_clients(self, restored: Iterable[Operation]) -> None:
+        await trio.sleep(self._settings.reconnect_seconds)
+        for operation in restored:
+            if operation.watchers == 0 and operation.departures == 0:
+                self.cancel(operation)
+
 
 @asynccontextmanager
 async def open_scheduler(
-    executors: Mapping[str, Offer], settings: SchedulerSettings
+    executors: Mapping[str, Offer], settings: SchedulerSettings, journal: Journal | None = None
 ) -> AsyncIterator[Scheduler]:
-    """A scheduler for executors of these names, and what they offer."""
+    """A scheduler for executors of these names, and what they offer.
+
+    It forgets all when it ends, without a journal that is open.
+    """
     async with trio.open_nursery() as nursery:
         try:
-            yield Scheduler(executors, settings, nursery)
+            yield Scheduler(executors, settings, nursery, journal or Journal(settings.bounds))
         finally:
             nursery.cancel_scope.cancel()

@@ -30,6 +30,7 @@ COMMANDS = (
     "plugins",
     "run",
     "workers",
+    "drain",
     "cas",
     "ac",
     "worker-check",

@@ -73,7 +73,7 @@ class Storm:
                 with open_server_process(self.folder, self.toml) as server:
                     self.serves.set()
                     self._await_action()
-                    self.is_over.wait(rng.uniform(0.0, 1.0))
+                    self.is_over.wait(rng.uniform(0.0, 3.0))
                     server.kill()
                     self.kills += 1
             with open_server_process(self.folder, self.toml):
@@ -150,6 +150,7 @@ def test_every_build_ends_right_on_a_server_that_is_killed(program: str, tmp_pat
     runs.touch()
     waited_again = builds = 0
     with open_bazel(program, tmp_path) as bazel, raging(tmp_path / "server", runs) as storm:
+        bazel.hang_seconds = 120 + 10 * RESTARTS
         after = 0
         while after < BUILDS_WITHOUT_A_KILL and (storm.kills < RESTARTS or not after):
             expected = write_package(bazel, runs, f"{builds}\n")

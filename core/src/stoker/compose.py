@@ -25,6 +25,7 @@ from stoker.frontend.bytestream import ByteStreamService
 from stoker.frontend.capabilities import CapabilitiesService
 from stoker.frontend.cas import CasService
 from stoker.frontend.execution import ExecutionService
+from stoker.frontend.executor_draining import ExecutorDraining
 from stoker.frontend.instances import Instance, Instances
 from stoker.frontend.operations import OperationsService
 from stoker.frontend.provenance import provenance_of_executor, stamp
@@ -103,7 +104,10 @@ class Services:
         )
 
     def admin(
-        self, configuration: Configuration, pools: Mapping[str, Callable[[], PoolReport]]
+        self,
+        configuration: Configuration,
+        pools: Mapping[str, Callable[[], PoolReport]],
+        draining: ExecutorDraining,
     ) -> AdminService:
         """The admin service, over all that stand on no other service: the rest is made of them."""
         leaves: dict[str, dict[str, object]] = _no_services()
@@ -114,6 +118,7 @@ class Services:
             cast("Mapping[str, ActionCache]", leaves["action_caches"]),
             cast("Mapping[str, BlobStore]", leaves["blob_stores"]),
             pools,
+            draining,
         )
 
     def enclosed(self, table: ExecutorTable) -> Enclosed:
@@ -232,6 +237,7 @@ async def open_server(
             for name in _used_executors(configuration)
         ]
         pools = {executor.name: executor.workers.report for executor in executors}
+        executor_draining = ExecutorDraining(scheduler, {e.name: e.workers for e in executors})
         # After the executors, so that no slot works on one that is being closed.
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
@@ -244,7 +250,10 @@ async def open_server(
         server = _rpc_server(served, scheduler, health)
         addresses = tuple(_listen(server, configuration))
         await nursery.start(server.serve)
-        admin = Server([services.admin(configuration, pools).service()], translate_error=translate)
+        admin = Server(
+            [services.admin(configuration, pools, executor_draining).service()],
+            translate_error=translate,
+        )
         if _listen_admin(admin, configuration.admin_socket):
             await nursery.start(admin.serve)
         if listen := configuration.server.metrics_listen:
@@ -259,11 +268,20 @@ async def open_server(
         finally:
             for name in ("", *_SERVED):
                 health.set_serving(name, serving=False)
-            scheduler.stop()
-            await admin.stop(0)
             with draining:
-                await server.stop(configuration.server.drain_seconds)
+                await _drain(server, scheduler, configuration.server.drain_seconds)
             await server.stop(0)
+            await admin.stop(0)
+
+
+async def _drain(server: Server, scheduler: Scheduler, seconds: float) -> None:
+    """Let actions end, then calls, and take no new ones of either (SCH-06)."""
+    end = trio.current_time() + seconds
+    log.info("draining", executing=scheduler.executing, queued=scheduler.queued, seconds=seconds)
+    # Until nothing runs, calls are taken: those who wait for it read, upload and ask again.
+    await scheduler.drain(seconds)
+    log.info("drained", handed_back=scheduler.queued)
+    await server.stop(max(end - trio.current_time(), _LAST_WORDS_SECONDS))
 
 
 async def _open_journal(
@@ -379,6 +397,9 @@ def _start_slots(
     for _ in range(slots):
         nursery.start_soon(serve_slot, scheduler, executor.name, executor.run, file_result)
 
+
+_LAST_WORDS_SECONDS = 0.5
+"""What calls have at least to tell how it ended."""
 
 _REAPI = "build.bazel.remote.execution.v2"
 _SERVED = (

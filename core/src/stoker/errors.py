@@ -158,6 +158,17 @@ class Unavailable(StokerError):
     """Something that stoker depends on does not answer now; the same request may succeed later."""
 
 
+class Draining(Unavailable):
+    """The server takes nothing new: it was told to stop. Another, or the next, may take it."""
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__("the server is about to stop and takes no new work")
+
+    def again(self) -> Self:
+        return type(self)(self.retry_after_seconds)
+
+
 class Overloaded(StokerError):
     """A limit on queued work is reached. `retry_after_seconds` is a hint to the client."""
 

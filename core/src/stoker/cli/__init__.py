@@ -31,6 +31,7 @@ COMMANDS = (
     "run",
     "operations",
     "workers",
+    "drain",
     "cas",
     "ac",
     "worker-check",

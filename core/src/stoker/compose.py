@@ -25,10 +25,12 @@ from stoker.frontend.bytestream import ByteStreamService
 from stoker.frontend.capabilities import CapabilitiesService
 from stoker.frontend.cas import CasService
 from stoker.frontend.execution import ExecutionService
+from stoker.frontend.executor_draining import ExecutorDraining
 from stoker.frontend.instances import Instance, Instances
 from stoker.frontend.log_streams import LogStreamService, LogTransfers
 from stoker.frontend.operations import OperationsService
 from stoker.frontend.provenance import provenance_of_executor, stamp
+from stoker.frontend.resuming import resume_all
 from stoker.frontend.status import translate
 from stoker.log_streams.run_output import RunOutputs
 from stoker.log_streams.streams import LogStreams, open_log_streams
@@ -39,6 +41,8 @@ from stoker.rpc import Server
 from stoker.rpc.health import SERVICE_NAME as HEALTH
 from stoker.rpc.health import Health
 from stoker.rpc.reflection import reflection_services
+from stoker.scheduler.journal import Journal, is_journal, open_journal
+from stoker.scheduler.journal_rows import Kept
 from stoker.scheduler.matching import Offer
 from stoker.scheduler.scheduler import Scheduler, open_scheduler
 from stoker.scheduler.slots import serve_slot
@@ -103,7 +107,10 @@ class Services:
         )
 
     def admin(
-        self, configuration: Configuration, pools: Mapping[str, Callable[[], PoolReport]]
+        self,
+        configuration: Configuration,
+        pools: Mapping[str, Callable[[], PoolReport]],
+        draining: ExecutorDraining,
     ) -> AdminService:
         """The admin service, over all that stand on no other service: the rest is made of them."""
         leaves: dict[str, dict[str, object]] = _no_services()
@@ -114,6 +121,7 @@ class Services:
             cast("Mapping[str, ActionCache]", leaves["action_caches"]),
             cast("Mapping[str, BlobStore]", leaves["blob_stores"]),
             pools,
+            draining,
         )
 
     def enclosed(self, table: ExecutorTable) -> Enclosed:
@@ -218,7 +226,11 @@ async def open_server(
     async with AsyncExitStack() as stack:
         services = await stack.enter_async_context(open_services(configuration, catalogue))
         offers = {name: _offer(table) for name, table in configuration.executors.items()}
-        scheduler = await stack.enter_async_context(open_scheduler(offers, configuration.scheduler))
+        journal, kept = await _open_journal(configuration, stack)
+        scheduler = await stack.enter_async_context(
+            open_scheduler(offers, configuration.scheduler, journal)
+        )
+        unfinished = scheduler.restore(kept)
         state = configuration.path(configuration.server.state_directory)
         log_streams = await stack.enter_async_context(
             open_log_streams(state / "log-streams", configuration.log_streams)
@@ -234,17 +246,23 @@ async def open_server(
             for name in _used_executors(configuration)
         ]
         pools = {executor.name: executor.workers.report for executor in executors}
+        executor_draining = ExecutorDraining(scheduler, {e.name: e.workers for e in executors})
         # After the executors, so that no slot works on one that is being closed.
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         for executor in executors:
             slots = configuration.executors[executor.name].slots
             _start_slots(nursery, executor, slots, scheduler, instances)
+        served = Instances(instances)
+        nursery.start_soon(resume_all, served, scheduler, unfinished)
         health, draining = Health(), trio.CancelScope()
-        server = _rpc_server(Instances(instances), scheduler, log_streams, health)
+        server = _rpc_server(served, scheduler, log_streams, health)
         addresses = tuple(_listen(server, configuration))
         await nursery.start(server.serve)
-        admin = Server([services.admin(configuration, pools).service()], translate_error=translate)
+        admin = Server(
+            [services.admin(configuration, pools, executor_draining).service()],
+            translate_error=translate,
+        )
         if _listen_admin(admin, configuration.admin_socket):
             await nursery.start(admin.serve)
         if listen := configuration.server.metrics_listen:
@@ -259,10 +277,42 @@ async def open_server(
         finally:
             for name in ("", *_SERVED):
                 health.set_serving(name, serving=False)
-            await admin.stop(0)
             with draining:
-                await server.stop(configuration.server.drain_seconds)
+                await _drain(server, scheduler, configuration.server.drain_seconds)
             await server.stop(0)
+            await admin.stop(0)
+
+
+async def _drain(server: Server, scheduler: Scheduler, seconds: float) -> None:
+    """Let actions end, then calls, and take no new ones of either (SCH-06)."""
+    end = trio.current_time() + seconds
+    log.info("draining", executing=scheduler.executing, queued=scheduler.queued, seconds=seconds)
+    # Until nothing runs, calls are taken: those who wait for it read, upload and ask again.
+    await scheduler.drain(seconds)
+    log.info("drained", handed_back=scheduler.queued)
+    await server.stop(max(end - trio.current_time(), _LAST_WORDS_SECONDS))
+
+
+async def _open_journal(
+    configuration: Configuration, stack: AsyncExitStack
+) -> tuple[Journal | None, list[Kept]]:
+    """The journal and what is in it; none where that is not wanted, or there is nothing to run.
+
+    Raises ConfigurationError, also where another server has the same state_directory.
+    """
+    folder = configuration.path(configuration.server.state_directory) / "scheduler"
+    # Operations of a server that had executors are still asked for, if only to be told.
+    needed = bool(configuration.executors) or is_journal(folder)
+    if not configuration.scheduler.journal or not needed:
+        return None, []
+    try:
+        return await stack.enter_async_context(open_journal(folder, configuration.scheduler))
+    except Exception as error:
+        cause = sole_cause(error)
+        if isinstance(cause, StokerError | OSError):
+            reason = f"[scheduler] the journal cannot be opened: {cause}"
+            raise ConfigurationError([reason]) from error
+        raise
 
 
 def _used_executors(configuration: Configuration) -> list[str]:
@@ -357,6 +407,9 @@ def _start_slots(
     for _ in range(slots):
         nursery.start_soon(serve_slot, scheduler, executor.name, executor.run, file_result)
 
+
+_LAST_WORDS_SECONDS = 0.5
+"""What calls have at least to tell how it ended."""
 
 _REAPI = "build.bazel.remote.execution.v2"
 _SERVED = (

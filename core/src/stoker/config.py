@@ -63,7 +63,7 @@ class ServerTable(Settings, frozen=True):
     """An address, as host:port, for metrics in Prometheus's format at ``/metrics``, over plain
     HTTP; unset for none."""
     drain_seconds: Seconds = 20.0
-    """How long a server that is told to stop lets calls end by themselves."""
+    """How long a server that is told to stop lets actions and calls end by themselves."""
     state_directory: PathText = "stoker-state"
     """Where executors lay out input roots, and where the admin socket is."""
 

@@ -136,6 +136,20 @@ class FailedPrecondition(StokerError):
     """The request is well formed, but the state of the server or of the action forbids it."""
 
 
+class Quarantined(FailedPrecondition):
+    """The action is kept out for a while: those that ran it were lost too often.
+
+    `history` holds one sentence for each time.
+    """
+
+    def __init__(self, action: str, until: str, history: Sequence[str]) -> None:
+        self.history = tuple(history)
+        super().__init__(
+            f"action {action} is refused until {until}, as it may be what ends those that run it: "
+            f"{'; '.join(history)}"
+        )
+
+
 class PermissionDenied(StokerError):
     """Whoever asks may not do this here."""
 
@@ -163,6 +177,17 @@ class StorageFull(StokerError):
 
 class Unavailable(StokerError):
     """Something that stoker depends on does not answer now; the same request may succeed later."""
+
+
+class Draining(Unavailable):
+    """The server takes nothing new: it was told to stop. Another, or the next, may take it."""
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__("the server is about to stop and takes no new work")
+
+    def again(self) -> Self:
+        return type(self)(self.retry_after_seconds)
 
 
 class Overloaded(StokerError):

@@ -88,7 +88,7 @@ async def running(
     """`stoker run`, and the name of its operation."""
     folder.mkdir()
     async with stoker(server, "run", "--input-root", str(folder), "--", *command) as program:
-        while not (operations := server.running.scheduler.operations("")):
+        while not (operations := server.running.scheduler.operations_after(0)):
             await trio.sleep(0.02)
         yield program, operations[-1].name
 
@@ -128,7 +128,7 @@ async def test_streams_that_cannot_be_read_are_done_without(
 
     monkeypatch.setattr(LogStreams, "find", find)
     async with running(server, tmp_path / "f", "sh", "-c", STEPWISE, fifo.path) as (program, name):
-        await server.running.scheduler.find(name).wait_change(0)
+        await server.running.scheduler.find(name, "").wait_change(0)
         fifo.tell("one", "end")
         code, rest, err = await program.end()
     assert (code, rest) == (0, b"one\n")
@@ -147,7 +147,7 @@ async def test_tail_follows_and_leaves_the_action_alone(
             code, _, err = await tail.end()
             assert code == 130
             assert b"Traceback" not in err
-        assert server.running.scheduler.find(name).stage is Stage.EXECUTING
+        assert server.running.scheduler.find(name, "").stage is Stage.EXECUTING
         async with stoker(server, "tail", "--stderr", name) as tail:
             fifo.tell("two", "end")
             code, rest, err = await tail.end()

@@ -332,11 +332,11 @@ async def test_ended_operations_are_kept_up_to_a_bound(nursery: trio.Nursery) ->
     async with opened(max_retained_bytes=4096) as scheduler:
         action = make_action("a")
         done = [scheduler.submit_completed(action, Outcome(cached=True)) for _ in range(4)]
-        assert scheduler.find(done[-1].name) is done[-1]  # OPS-09
-        assert scheduler.operations("team") == done[-2:]
-        assert scheduler.operations("other") == []
+        assert scheduler.find(done[-1].name, "") is done[-1]  # OPS-09
+        assert scheduler.operations_after(0) == done[-2:]
+        assert scheduler.operations_after(done[-2].number) == done[-1:]
         with pytest.raises(OperationNotFound):
-            scheduler.find(done[0].name)
+            scheduler.find(done[0].name, "")
         nursery.cancel_scope.cancel()
 
 
@@ -346,10 +346,10 @@ async def test_ended_operations_are_kept_for_a_while(
     async with opened(retention_seconds=100) as scheduler:
         operation = scheduler.submit_completed(make_action("a"), Outcome(cached=True))
         await trio.sleep(99)
-        assert scheduler.find(operation.name) is operation
+        assert scheduler.find(operation.name, "") is operation
         await trio.sleep(2)
         with pytest.raises(OperationNotFound):
-            scheduler.find(operation.name)
+            scheduler.find(operation.name, "")
 
 
 async def test_names_carry_the_instance_and_cannot_be_guessed() -> None:  # OPS-02
@@ -466,3 +466,39 @@ async def test_a_slow_watcher_sees_the_latest_and_the_end() -> None:  # OPS-23
             lease.complete(Outcome(result=reapi.ActionResult()))
         await operation.wait_change(seen)
         assert operation.stage is Stage.COMPLETED
+
+
+async def test_a_result_that_is_being_filed_is_not_shared_with_who_wants_a_fresh_one(
+    nursery: trio.Nursery,
+) -> None:  # EXE-19
+    filing, filed = trio.Event(), trio.Event()
+
+    async def run(
+        _action: LoadedAction, started: Callable[[reapi.ExecutedActionMetadata], None]
+    ) -> Outcome:
+        started(reapi.ExecutedActionMetadata(worker="one"))
+        return Outcome(result=reapi.ActionResult())
+
+    async def file_result(_action: LoadedAction, _: reapi.ActionResult) -> None:
+        filing.set()
+        await filed.wait()
+
+    waited: list[Stage] = []
+
+    async def wait_filed() -> None:
+        await scheduler.wait_filed(make_action("a"))
+        waited.append(first.stage)
+
+    async with opened() as scheduler:
+        await scheduler.wait_filed(make_action("a"))
+        first = submit(scheduler, "a")
+        await scheduler.wait_filed(make_action("a"))  # it is joined: nobody can see its result
+        nursery.start_soon(serve_slot, scheduler, "one", run, file_result)
+        await filing.wait()
+        async with trio.open_nursery() as waiters:
+            waiters.start_soon(wait_filed)
+            await trio.testing.wait_all_tasks_blocked()
+            assert waited == []
+            filed.set()
+        assert waited == [Stage.COMPLETED]
+        nursery.cancel_scope.cancel()

@@ -72,7 +72,7 @@ def _message(error: errors.StokerError) -> str:
 def _details(error: errors.StokerError) -> Sequence[Message]:
     if isinstance(error, errors.InputsMissing):
         return [_missing(error.digests)]
-    if isinstance(error, errors.Overloaded):
+    if isinstance(error, errors.Overloaded | errors.Draining):
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
         return [error_details_pb2.RetryInfo(retry_delay=delay)]

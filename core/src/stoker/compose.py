@@ -89,7 +89,7 @@ class Services:
         """The store of this name, which verifies what is written to it."""
         return self._verifying[name]
 
-    def action_cache(self, table: InstanceTable) -> ActionCache:
+    def action_cache(self, table: InstanceTable) -> CompleteActionCache:
         """The instance's cache, which serves whole results only."""
         cache = cast("ActionCache", self._opened["action_caches"][table.action_cache])
         return CompleteActionCache(

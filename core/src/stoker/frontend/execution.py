@@ -5,7 +5,15 @@ from __future__ import annotations
 import trio
 from google.longrunning import operations_pb2
 
-from stoker.action import LoadedAction, Outcome, load_action, parse_action, parse_command
+from stoker.action import (
+    CacheAnswer,
+    CacheVerdict,
+    LoadedAction,
+    Outcome,
+    load_action,
+    parse_action,
+    parse_command,
+)
 from stoker.digest import Digest
 from stoker.errors import FailedPrecondition, InputsMissing, InvalidRequest
 from stoker.frontend.capabilities import MAX_PRIORITY, MIN_PRIORITY
@@ -18,6 +26,7 @@ from stoker.rpc import ServerCall, Service, unary_stream
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.queue import Stage
 from stoker.scheduler.scheduler import Scheduler
+from stoker.storage.completeness import Lookup
 from stoker.storage.recent import read_soon
 
 HEARTBEAT_SECONDS = 30.0
@@ -119,22 +128,27 @@ class ExecutionService:
             if joined := self._scheduler.join(action, priority=_priority(request)):
                 return joined
             end_count = self._scheduler.end_count
-            if cached := await self._cached(instance, request, action):
-                return cached
+            result, answer = await _look_up(instance, request, action)
+            if result is not None:
+                return self._scheduler.submit_completed(
+                    action, Outcome(result=result, cached=True)
+                )
             if request.skip_cache_lookup or not self._scheduler.ended_since(action, end_count):
                 break
-        return self._scheduler.submit(action, priority=_priority(request), executors=executors)
+        return self._scheduler.submit(
+            action, priority=_priority(request), executors=executors, cache=answer
+        )
 
-    async def _cached(
-        self, instance: Instance, request: reapi.ExecuteRequest, action: LoadedAction
-    ) -> Operation | None:
-        """An operation that has ended already, where the action cache has its result (EXE-18)."""
-        if request.skip_cache_lookup or not action.cacheable:
-            return None
-        result = await instance.actions.get(instance.action_key(action.digest))
-        if result is None:
-            return None
-        return self._scheduler.submit_completed(action, Outcome(result=result, cached=True))
+
+async def _look_up(
+    instance: Instance, request: reapi.ExecuteRequest, action: LoadedAction
+) -> Lookup:
+    """What the action cache has, where it is to be asked (EXE-18)."""
+    if request.skip_cache_lookup:
+        return Lookup(None, CacheAnswer(CacheVerdict.SKIPPED))
+    if not action.cacheable:
+        return Lookup(None, CacheAnswer(CacheVerdict.NOT_CACHEABLE))
+    return await instance.actions.look_up(instance.action_key(action.digest))
 
 
 async def _wait_news(operation: Operation, version: int) -> None:

@@ -41,6 +41,20 @@ class Occupancy:
             and all(amount <= self.free_amount(name) for name, amount in amounts)
         )
 
+    def lacking(self, request: Request, amounts: Amounts = ()) -> str:
+        """What keeps a task with `request` from beginning now; empty where it `fits`."""
+        share, free = self._capacity.share(request), self._free
+        if self.slots <= 0:
+            return "no slot is free"
+        if share.millicpus > free.millicpus:
+            return f"{free.millicpus / 1000:g} processors are free of {share.millicpus / 1000:g}"
+        if share.memory_bytes > free.memory_bytes:
+            return f"{free.memory_bytes} bytes of memory are free of {share.memory_bytes}"
+        for name, amount in amounts:
+            if amount > self.free_amount(name):
+                return f"{self.free_amount(name) / 1000:g} {name} are free of {amount / 1000:g}"
+        return ""
+
     def take(self, request: Request, amounts: Amounts = ()) -> None:
         """A task with `request`, which fits, is put on a free slot."""
         self.slots -= 1

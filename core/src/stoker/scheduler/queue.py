@@ -24,6 +24,7 @@ from stoker.scheduler.group import Group, Rank, rank_of
 from stoker.scheduler.matching import Matching, Offer, Requirements
 from stoker.scheduler.occupancy import Occupancy
 from stoker.scheduler.task import Kind, Stage, Task, merge_key
+from stoker.scheduler.waiting import KEPT_FREE, Outlook
 
 __all__ = ["Assignment", "Policy", "Queue", "Stage", "Task", "merge_key"]
 
@@ -112,6 +113,20 @@ class Queue:
     def free(self, executor: str) -> Share:
         """What no task has of `executor`."""
         return self._occupancy[executor].free
+
+    def outlook(self, task: Task) -> Outlook:
+        """What keeps `task`, which waits, from beginning now. Costs by the number of executors."""
+        occupancies = {name: self._occupancy.get(name) for name in sorted(task.kind.eligible)}
+        obstacles = {
+            name: (
+                occupancy.lacking(task.kind.request, task.kind.amounts) or KEPT_FREE
+                if occupancy
+                else "it is not there now"
+            )
+            for name, occupancy in occupancies.items()
+        }
+        same = task.parties[0].invocation.tasks - 1
+        return Outlook(obstacles, self.queued - 1, self.executing, same, task.saving or "")
 
     def offer(self, executor: str, *, now: float) -> list[Assignment]:
         """A slot of `executor` is free, and waits for a task."""

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from stoker.action import LoadedAction, Outcome
+from stoker.action import (
+    UNKNOWN_ANSWER,
+    CacheAnswer,
+    CacheVerdict,
+    LoadedAction,
+    Outcome,
+    RunRecord,
+)
 from stoker.errors import Cancelled, OperationNotFound, Unavailable
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Share
+from stoker.scheduler.course import Course
 from stoker.scheduler.leasing import Lease, Seat
 from stoker.scheduler.operation import Operation, now, operation_name
 from stoker.scheduler.queue import Assignment, Queue, Stage, Task, merge_key
@@ -23,6 +32,11 @@ if TYPE_CHECKING:
 
     from stoker.scheduler.matching import Offer
     from stoker.scheduler.settings import SchedulerSettings
+    from stoker.scheduler.waiting import Outlook
+
+Note = Callable[[RunRecord], None]
+"""Takes what is told of a run that has ended. It is called for each, and must take no time."""
+
 
 MAX_ATTEMPTS = 3
 """How often a task is handed out before its loss is told to the client (OPS-14)."""
@@ -49,11 +63,17 @@ class Scheduler:
     """
 
     def __init__(
-        self, executors: Mapping[str, Offer], settings: SchedulerSettings, nursery: trio.Nursery
+        self,
+        executors: Mapping[str, Offer],
+        settings: SchedulerSettings,
+        nursery: trio.Nursery,
+        note: Note | None = None,
     ) -> None:
         self._queue = Queue(executors, max_queued=settings.max_queued, policy=settings.policy)
         self._settings = settings
         self._nursery = nursery
+        self._note = note
+        self._courses: dict[Task, Course] = {}
         self._operations: OrderedDict[str, Operation] = OrderedDict()
         self._ended: deque[_Ended] = deque()
         self._retained_bytes = 0
@@ -67,9 +87,16 @@ class Scheduler:
     # --- for the frontend
 
     def submit(
-        self, action: LoadedAction, *, priority: int, executors: Collection[str]
+        self,
+        action: LoadedAction,
+        *,
+        priority: int,
+        executors: Collection[str],
+        cache: CacheAnswer = UNKNOWN_ANSWER,
     ) -> Operation:
         """Accept `action`, to run on one of `executors`, or to share a twin's run.
+
+        `cache` is what the action cache said of it, for the records.
 
         Raises InvalidRequest, FailedPrecondition where none matches, Overloaded where the queue
         is full: see `Queue.add`.
@@ -83,6 +110,7 @@ class Scheduler:
             operation.stage = twin.stage
             operation.metadata.CopyFrom(twin.metadata)
         twins.add(operation)
+        self._note_operation(task, operation, cache)
         self._hand_over(assignments)
         return operation
 
@@ -108,7 +136,22 @@ class Scheduler:
         """An operation that has its outcome already, from the action cache (EXE-18)."""
         operation = self._new_operation(action, Stage.QUEUED)
         self._end(operation, outcome)
+        if self._note is not None:
+            ended_ns = time.time_ns()
+            answer = CacheAnswer(CacheVerdict.HIT)
+            names = (operation.name,)
+            self._note(RunRecord(action, outcome, names, answer, "", (), ended_ns, ended_ns))
         return operation
+
+    def run_of(self, operation: Operation) -> RunRecord | None:
+        """What is known of the run that `operation` waits for; None once it has ended."""
+        task = self._tasks.get(operation)
+        return self._courses[task].record(task, None) if task else None
+
+    def outlook(self, operation: Operation) -> Outlook | None:
+        """Why `operation` waits for an executor now; None where it does not."""
+        task = self._tasks.get(operation)
+        return self._queue.outlook(task) if task and task.stage is Stage.QUEUED else None
 
     def find(self, name: str) -> Operation:
         """The operation of this name. Raises OperationNotFound."""
@@ -229,6 +272,7 @@ class Scheduler:
         """`task` has ended; everybody who waits is told. Later calls change nothing."""
         assignments = self._queue.complete(task, now=trio.current_time())
         self._note_end(task)
+        self._note_run(task, outcome)
         for operation in tuple(self._interest.get(task, ())):
             self._end(operation, outcome)
         self._interest.pop(task, None)
@@ -239,6 +283,19 @@ class Scheduler:
             (operation.metadata.queued_timestamp for operation in self._interest[task]),
             key=Timestamp.ToNanoseconds,
         )
+
+    def _note_operation(self, task: Task, operation: Operation, cache: CacheAnswer) -> None:
+        course = self._courses.get(task)
+        if course is None:
+            wait = self._queue.outlook(task).sentence() if task.stage is Stage.QUEUED else ""
+            queued_ns = operation.metadata.queued_timestamp.ToNanoseconds()
+            course = self._courses[task] = Course(cache, queued_ns, wait)
+        course.operations.append(operation.name)
+
+    def _note_run(self, task: Task, outcome: Outcome) -> None:
+        course = self._courses.pop(task, None)
+        if course is not None and self._note is not None:
+            self._note(course.record(task, outcome))
 
     def _note_end(self, task: Task) -> None:
         self._ends[task.merge_key] = self._end_count
@@ -259,6 +316,7 @@ class Scheduler:
     def _drop(self, task: Task) -> None:
         """Nobody wants `task`: it is taken out of the queue, or stopped where it runs."""
         self._hand_over(self._queue.complete(task, now=trio.current_time()))
+        self._note_run(task, Outcome(error=Cancelled("nobody wanted it any longer")))
         if lease := self._leases.get(task):
             lease.scope.cancel()
         else:
@@ -296,11 +354,11 @@ class Scheduler:
 
 @asynccontextmanager
 async def open_scheduler(
-    executors: Mapping[str, Offer], settings: SchedulerSettings
+    executors: Mapping[str, Offer], settings: SchedulerSettings, note: Note | None = None
 ) -> AsyncIterator[Scheduler]:
-    """A scheduler for executors of these names, and what they offer."""
+    """A scheduler for executors of these names, and what they offer; `note` is told of each run."""
     async with trio.open_nursery() as nursery:
         try:
-            yield Scheduler(executors, settings, nursery)
+            yield Scheduler(executors, settings, nursery, note)
         finally:
             nursery.cancel_scope.cancel()

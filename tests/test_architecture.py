@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workers": GROUND | {"spi", "storage"},
     "execution": GROUND | {"spi", "storage", "workers"},
     "scheduler": GROUND | {"spi", "storage", "database"},
-    "frontend": GROUND | {"spi", "storage", "scheduler", "workers", "rpc", "__init__"},
+    "history": GROUND | {"spi", "storage", "database"},
+    "frontend": GROUND | {"spi", "storage", "scheduler", "history", "workers", "rpc", "__init__"},
     "web": {"errors", "scheduler", "workers"},
     "client": GROUND | {"rpc", "storage", "spi", "__init__"},
     # what knows them all
@@ -39,11 +40,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plugins": GROUND | {"spi"},
     "config": GROUND
     | {"spi", "plugins", "tables", "frontend", "scheduler", "execution", "workers", "storage"}
-    | {"machine"},
+    | {"machine", "history"},
     "tls": {"config", "errors", "rpc"},
     "compose": GROUND
     | {"spi", "plugins", "tables", "tls", "config", "rpc", "frontend", "scheduler", "execution"}
-    | {"storage", "workers", "machine", "web"},
+    | {"storage", "workers", "machine", "web", "history"},
     "testing": GROUND | {"spi", "compose", "config", "plugins", "rpc", "storage"},
     "cli": GROUND
     | {"spi", "compose", "config", "plugins", "tables", "tls", "client", "rpc", "__init__"}

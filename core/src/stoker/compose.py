@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -25,10 +31,12 @@ from stoker.frontend.bytestream import ByteStreamService
 from stoker.frontend.capabilities import CapabilitiesService
 from stoker.frontend.cas import CasService
 from stoker.frontend.execution import ExecutionService
+from stoker.frontend.explain import ExplainService
 from stoker.frontend.instances import Instance, Instances
 from stoker.frontend.operations import OperationsService
 from stoker.frontend.provenance import provenance_of_executor, stamp
 from stoker.frontend.status import translate
+from stoker.history.records import History, open_history
 from stoker.machine import shortage
 from stoker.plugins import Catalogue
 from stoker.protos import remote_execution_pb2 as reapi
@@ -215,7 +223,12 @@ async def open_server(
     async with AsyncExitStack() as stack:
         services = await stack.enter_async_context(open_services(configuration, catalogue))
         offers = {name: _offer(table) for name, table in configuration.executors.items()}
-        scheduler = await stack.enter_async_context(open_scheduler(offers, configuration.scheduler))
+        history = await stack.enter_async_context(_open_history(configuration))
+        scheduler = await stack.enter_async_context(
+            open_scheduler(
+                offers, configuration.scheduler, history.note if history.is_kept else None
+            )
+        )
         instances = [
             _instance(name, table, configuration, services)
             for name, table in configuration.instances.items()
@@ -232,7 +245,7 @@ async def open_server(
             slots = configuration.executors[executor.name].slots
             _start_slots(nursery, executor, slots, scheduler, instances)
         health, draining = Health(), trio.CancelScope()
-        server = _rpc_server(Instances(instances), scheduler, health)
+        server = _rpc_server(Instances(instances), scheduler, history, health)
         addresses = tuple(_listen(server, configuration))
         await nursery.start(server.serve)
         admin = Server([services.admin(configuration, pools).service()], translate_error=translate)
@@ -254,6 +267,11 @@ async def open_server(
             with draining:
                 await server.stop(configuration.server.drain_seconds)
             await server.stop(0)
+
+
+def _open_history(configuration: Configuration) -> AbstractAsyncContextManager[History]:
+    path = configuration.path(configuration.server.state_directory) / "history.sqlite"
+    return open_history(path, configuration.history)
 
 
 def _used_executors(configuration: Configuration) -> list[str]:
@@ -356,10 +374,13 @@ _SERVED = (
     f"{_REAPI}.Execution",
     "google.bytestream.ByteStream",
     "google.longrunning.Operations",
+    "stoker.v1.Explain",
 )
 
 
-def _rpc_server(instances: Instances, scheduler: Scheduler, health: Health) -> Server:
+def _rpc_server(
+    instances: Instances, scheduler: Scheduler, history: History, health: Health
+) -> Server:
     return Server(
         [
             CapabilitiesService(instances).service(),
@@ -368,6 +389,7 @@ def _rpc_server(instances: Instances, scheduler: Scheduler, health: Health) -> S
             ActionCacheService(instances).service(),
             ExecutionService(instances, scheduler).service(),
             OperationsService(instances, scheduler).service(),
+            ExplainService(instances, scheduler, history).service(),
             health.service,
             *reflection_services([*_SERVED, HEALTH]),
         ],

@@ -20,6 +20,7 @@ import msgspec
 from stoker.errors import ConfigurationError, InvalidRequest
 from stoker.execution.settings import ExecutionSettings
 from stoker.frontend.instances import check_instance_name
+from stoker.history.settings import HistorySettings
 from stoker.machine import usable_memory_bytes, usable_processors, usable_slots
 from stoker.plugins import NOUNS, SUPPLIERS, Catalogue
 from stoker.resources import RESOURCE_PROPERTIES, ByteCount, Capacity
@@ -151,6 +152,7 @@ class Configuration:
     server: ServerTable
     log: LogTable
     scheduler: SchedulerSettings
+    history: HistorySettings
     services: dict[ServiceName, Service]
     """In an order in which each comes after those that it names."""
     executors: dict[str, ExecutorTable]
@@ -210,7 +212,7 @@ def check_document(
 class _Check:
     """One pass over a document, which collects problems and keeps what is sound."""
 
-    _TABLES = ("server", "log", "scheduler", *SERVICE_TABLES, "executors", "instances")
+    _TABLES = ("server", "log", "scheduler", "history", *SERVICE_TABLES, "executors", "instances")
 
     def __init__(self, document: Mapping[str, Any], folder: Path, catalogue: Catalogue) -> None:
         self._document = dict(document)
@@ -232,6 +234,7 @@ class _Check:
         server = self._table("server", ServerTable)
         log = self._table("log", LogTable)
         scheduler = self._table("scheduler", SchedulerSettings)
+        history = self._table("history", HistorySettings)
         self._read_services()
         executors = dict(self._named("executors", ExecutorTable))
         instances = dict(self._named("instances", InstanceTable))
@@ -247,10 +250,12 @@ class _Check:
         assert server
         assert log
         assert scheduler
+        assert history
         return Configuration(
             server=server,
             log=log,
             scheduler=scheduler,
+            history=history,
             services=services,
             executors=executors,
             instances=instances,

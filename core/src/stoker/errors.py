@@ -82,6 +82,15 @@ class OperationNotFound(StokerError):
         super().__init__(f"there is no operation named {name!r}; it may have expired")
 
 
+class RunNotFound(StokerError):
+    """No run of this action is known."""
+
+    def __init__(self, action: str) -> None:
+        super().__init__(
+            f"no run of action {action} is known: none has been recorded, or none is kept so long"
+        )
+
+
 class OffsetOutOfRange(StokerError):
     """A read begins outside its blob."""
 

@@ -130,9 +130,7 @@ class ExecutionService:
             end_count = self._scheduler.end_count
             result, answer = await _look_up(instance, request, action)
             if result is not None:
-                return self._scheduler.submit_completed(
-                    action, Outcome(result=result, cached=True)
-                )
+                return self._scheduler.submit_completed(action, Outcome(result=result, cached=True))
             if request.skip_cache_lookup or not self._scheduler.ended_since(action, end_count):
                 break
         return self._scheduler.submit(

@@ -21,6 +21,7 @@ CODES: dict[type[errors.StokerError], StatusCode] = {
     errors.BlobNotFound: StatusCode.NOT_FOUND,
     errors.ResultNotFound: StatusCode.NOT_FOUND,
     errors.OperationNotFound: StatusCode.NOT_FOUND,
+    errors.RunNotFound: StatusCode.NOT_FOUND,
     errors.OffsetOutOfRange: StatusCode.OUT_OF_RANGE,
     errors.InputsMissing: StatusCode.FAILED_PRECONDITION,
     errors.FailedPrecondition: StatusCode.FAILED_PRECONDITION,

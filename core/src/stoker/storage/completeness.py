@@ -60,6 +60,11 @@ class CompleteActionCache(ActionCache):
         self._max_tree_bytes = max_tree_bytes
         self._cache_failures = cache_failures
 
+    @property
+    def cache_failures(self) -> bool:
+        """Whether results of failures are filed and served."""
+        return self._cache_failures
+
     async def get(self, key: ActionKey) -> ActionResult | None:
         """The result filed under `key` if it is whole, or None. Raises Unavailable."""
         return (await self.look_up(key)).result

@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": GROUND | {"spi", "compose", "config", "plugins", "rpc", "storage"},
     "cli": GROUND
     | {"spi", "compose", "config", "plugins", "tables", "tls", "client", "rpc", "__init__"}
-    | {"scheduler", "workers", "worker_check"},
+    | {"scheduler", "workers", "worker_check", "execution"},
     # Tools import it, and wait for that at every start.
     "worker_kit": {"protos"},
     "worker_check": {"spi", "errors"},

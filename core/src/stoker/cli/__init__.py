@@ -29,6 +29,7 @@ COMMANDS = (
     "config",
     "plugins",
     "run",
+    "explain",
     "workers",
     "cas",
     "ac",

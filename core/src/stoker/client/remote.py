@@ -15,6 +15,7 @@ from stoker.client.calls import REAPI, Calls
 from stoker.client.execution import Operations
 from stoker.digest import DIGEST_FUNCTIONS, Digest, DigestFunction
 from stoker.errors import FailedPrecondition, InvalidRequest
+from stoker.protos import explain_pb2
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import ClientTlsCredentials, RpcError, StatusCode, open_channel
 
@@ -181,6 +182,16 @@ class RemoteInstance(Blobs):
         """Ask the server to stop an operation. Raises RpcError NOT_FOUND if it knows none."""
         request = operations_pb2.CancelOperationRequest(name=operation_name)
         await self._calls.unary("/google.longrunning.Operations/CancelOperation", request, Empty)
+
+    async def explain(self, request: explain_pb2.ExplainActionRequest) -> explain_pb2.Explanation:
+        """What the server knows of an action; the instance's name is filled in.
+
+        Raises RpcError UNIMPLEMENTED by servers other than stoker.
+        """
+        request.instance_name = self.instance_name
+        return await self._calls.unary(
+            "/stoker.v1.Explain/ExplainAction", request, explain_pb2.Explanation
+        )
 
     def _name(self) -> str:
         return f"instance {self.instance_name!r} of {self.target}"

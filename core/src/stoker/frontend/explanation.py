@@ -151,8 +151,8 @@ def _why_absent(earlier: Sequence[KeptRun], *, cache_failures: bool) -> str:
     when = f"This very action ran before, at {_time(last.ended_ns)}"
     if last.was_cached(cache_failures=cache_failures):
         return (
-            f"{when}. Its result was filed then, and is no longer in the action cache: "
-            f"evicted, purged or expired."
+            f"{when}. Its result could be filed, and is not in the action cache now: it was "
+            f"evicted or purged since, or could not be written, of which the server's log tells."
         )
     facts = last.facts
     if facts.error:

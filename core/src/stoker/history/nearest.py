@@ -26,13 +26,13 @@ MAX_CANDIDATES = 8
 
 MAX_DIFFERENCES = 1_000
 
-# What is alike, best first, and how that is told. A target may hold hundreds of actions of one
+# What is alike, best first. A target may hold hundreds of actions of one
 # mnemonic, which their outputs tell apart.
-_LIKENESSES: Sequence[tuple[tuple[str, ...], str]] = (
-    (("target", "mnemonic", "output"), "the same target, mnemonic and first output"),
-    (("target", "mnemonic"), "the same target and mnemonic"),
-    (("mnemonic", "output"), "the same mnemonic and first output"),
-    (("mnemonic", "program"), "the same mnemonic and program"),
+_LIKENESSES: Sequence[tuple[str, ...]] = (
+    ("target", "mnemonic", "output"),
+    ("target", "mnemonic"),
+    ("mnemonic", "output"),
+    ("mnemonic", "program"),
 )
 _TELLING = {"target", "output", "program"}
 """Columns that are alike by chance where they are empty."""
@@ -45,7 +45,7 @@ class Comparison:
     run: KeptRun
     """Of the earlier one."""
     alike: str
-    """What they have in common."""
+    """What they have in common: target, mnemonic, output (the first), program."""
     differences: list[Difference] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     """What could not be compared, as the CAS holds it no longer."""
@@ -72,12 +72,13 @@ async def nearest_earlier(
     which one that was in the action cache counts before others; then the one that differs in
     least, then the newest. Raises Unavailable.
     """
-    for columns, alike in _LIKENESSES:
+    for columns in _LIKENESSES:
         if not all(getattr(run, name) for name in columns if name in _TELLING):
             continue
         candidates = await history.earlier(run, columns, MAX_CANDIDATES)
         cached = [c for c in candidates if c.was_cached(cache_failures=cache_failures)]
         if candidates:
+            alike = ", ".join(name for name in columns if getattr(run, name))
             compared = [
                 await compare(earlier, run, blobs, alike=alike, max_differences=max_differences)
                 for earlier in cached or candidates

@@ -216,7 +216,7 @@ class Comparison(_message.Message):
     GONE_FIELD_NUMBER: _builtins.int
     CUT_OFF_FIELD_NUMBER: _builtins.int
     alike: _builtins.str
-    """What made it the one to compare with."""
+    """What both have in common, by commas: target, mnemonic, output (the first), program."""
     cut_off: _builtins.bool
     """Whether there are more differences than are told."""
     @_builtins.property

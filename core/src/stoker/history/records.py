@@ -69,6 +69,11 @@ class History:
         """Whether there are records."""
         return self._database is not None
 
+    @property
+    def waiting(self) -> int:
+        """How many runs wait to be written."""
+        return len(self._waiting)
+
     def note(self, record: RunRecord) -> None:
         """`record` is to be written, soon."""
         if not self._waiting:

@@ -21,7 +21,7 @@ from stoker.digest import SHA256, Digest
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Capacity
 from stoker.scheduler.matching import Offer
-from stoker.scheduler.queue import Assignment, Policy, Queue, Task
+from stoker.scheduler.queue import Assignment, Policy, Queue
 
 SLOTS = 64
 INVOCATIONS = 50
@@ -69,7 +69,7 @@ class _Load:
     def __init__(self, depth: int) -> None:
         self._queue = Queue(EXECUTORS, max_queued=depth * 2, policy=Policy(math.inf))
         self._numbers = count()
-        self._running: deque[Task] = deque()
+        self._running: deque[Assignment] = deque()
         for executor in EXECUTORS:
             for _ in range(SLOTS):
                 self._queue.offer(executor, now=0)
@@ -103,12 +103,10 @@ class _Load:
         priority = int(action.digest.hash[-4:], 16) % 3
         self._note(self._queue.add(action, priority, EXECUTORS, now=0)[1])
 
-    def _end(self, task: Task) -> None:
-        executor = task.executor
-        assert executor is not None
-        self._note(self._queue.complete(task, now=0))
-        self._note(self._queue.release(task, now=0))
-        self._note(self._queue.offer(executor, now=0))
+    def _end(self, ended: Assignment) -> None:
+        self._note(self._queue.complete(ended.task, now=0))
+        self._note(self._queue.release(ended, now=0))
+        self._note(self._queue.offer(ended.executor, now=0))
 
     def _note(self, assignments: list[Assignment]) -> None:
-        self._running.extend(assignment.task for assignment in assignments)
+        self._running.extend(assignments)

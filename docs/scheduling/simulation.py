@@ -68,7 +68,7 @@ class _Play:
             self._queue.offer("executor", now=0)
         self._numbers = count()
         self._arrival: dict[Task, Arrival] = {}
-        self._ends: list[tuple[float, int, Task]] = []
+        self._ends: list[tuple[float, int, Assignment]] = []
         self._ran: list[Ran] = []
 
     def run(self, arrivals: Sequence[Arrival]) -> list[Ran]:
@@ -86,16 +86,16 @@ class _Play:
 
     def _run_until(self, time: float) -> None:
         while self._ends and self._ends[0][0] <= time:
-            now, _, task = heapq.heappop(self._ends)
-            self._begin(self._queue.complete(task, now=now), now)
-            self._begin(self._queue.release(task, now=now), now)
+            now, _, ended = heapq.heappop(self._ends)
+            self._begin(self._queue.complete(ended.task, now=now), now)
+            self._begin(self._queue.release(ended, now=now), now)
             self._begin(self._queue.offer("executor", now=now), now)
 
     def _begin(self, assignments: Iterable[Assignment], now: float) -> None:
-        for task, _ in assignments:
-            arrival = self._arrival[task]
+        for assignment in assignments:
+            arrival = self._arrival[assignment.task]
             end = now + arrival.seconds
-            heapq.heappush(self._ends, (end, next(self._numbers), task))
+            heapq.heappush(self._ends, (end, next(self._numbers), assignment))
             self._ran.append(Ran(arrival, now, end))
 
 

@@ -41,6 +41,8 @@ class LoadedAction:
     """None where the action sets none."""
     metadata: reapi.RequestMetadata = field(default_factory=reapi.RequestMetadata)
     """What the client that came first has said of itself, for the records."""
+    principal: str = ""
+    """Who that client has proved to be; empty where clients show no certificate."""
     mnemonic: str = ""
     """The build tool's name for this sort of action, as Javac; from RequestMetadata."""
     target: str = ""
@@ -57,6 +59,19 @@ class LoadedAction:
         """Every output that is asked for, whichever field names it (OUT-01)."""
         command = self.command
         return tuple(command.output_paths or (*command.output_files, *command.output_directories))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inlined:
+    """Which contents a client wants to have in a result, beside their digests (RUN-32)."""
+
+    stdout: bool = False
+    stderr: bool = False
+    files: frozenset[str] = frozenset()
+    """Paths of outputs."""
+
+
+NOTHING_INLINED = Inlined()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +117,22 @@ class CacheAnswer(NamedTuple):
 UNKNOWN_ANSWER = CacheAnswer(CacheVerdict.UNKNOWN)
 
 
+class Sharer(NamedTuple):
+    """An operation that shared a run."""
+
+    name: str
+    principal: str
+    """Whose it is: nobody else is to know its name (SEC-06)."""
+
+
 class RunRecord(NamedTuple):
     """What is told of one run of an action: for the records once it has ended, or on its way."""
 
     action: LoadedAction
     outcome: Outcome | None
     """None while it is on its way."""
-    operations: tuple[str, ...]
-    """The names of all that shared it, those that were cancelled too."""
+    sharers: tuple[Sharer, ...]
+    """The operations that shared it, those that were cancelled too."""
     cache: CacheAnswer
     wait: str
     """Why it did not begin at once; empty where it did."""
@@ -128,6 +151,7 @@ def load_action(
     *,
     namespace: str,
     metadata: reapi.RequestMetadata,
+    principal: str = "",
     max_blob_bytes: int = 0,
 ) -> LoadedAction:
     """Join an Action and its Command. Raises InvalidRequest naming what is unsound in either."""
@@ -141,6 +165,7 @@ def load_action(
         platform=platform_of(action, command),
         timeout_seconds=_timeout_seconds(action),
         metadata=metadata,
+        principal=principal,
         mnemonic=metadata.action_mnemonic,
         target=metadata.target_id,
         max_blob_bytes=max_blob_bytes,

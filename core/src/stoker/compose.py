@@ -35,6 +35,7 @@ from stoker.frontend.explain import ExplainService
 from stoker.frontend.instances import Instance, Instances
 from stoker.frontend.operations import OperationsService
 from stoker.frontend.provenance import provenance_of_executor, stamp
+from stoker.frontend.resuming import resume_all
 from stoker.frontend.status import translate
 from stoker.history.records import History, open_history
 from stoker.machine import shortage
@@ -44,6 +45,8 @@ from stoker.rpc import Server
 from stoker.rpc.health import SERVICE_NAME as HEALTH
 from stoker.rpc.health import Health
 from stoker.rpc.reflection import reflection_services
+from stoker.scheduler.journal import Journal, is_journal, open_journal
+from stoker.scheduler.journal_rows import Kept
 from stoker.scheduler.matching import Offer
 from stoker.scheduler.scheduler import Scheduler, open_scheduler
 from stoker.scheduler.slots import serve_slot
@@ -223,12 +226,13 @@ async def open_server(
     async with AsyncExitStack() as stack:
         services = await stack.enter_async_context(open_services(configuration, catalogue))
         offers = {name: _offer(table) for name, table in configuration.executors.items()}
+        journal, kept = await _open_journal(configuration, stack)
         history = await stack.enter_async_context(_open_history(configuration))
+        note = history.note if history.is_kept else None
         scheduler = await stack.enter_async_context(
-            open_scheduler(
-                offers, configuration.scheduler, history.note if history.is_kept else None
-            )
+            open_scheduler(offers, configuration.scheduler, journal, note)
         )
+        unfinished = scheduler.restore(kept)
         instances = [
             _instance(name, table, configuration, services)
             for name, table in configuration.instances.items()
@@ -244,8 +248,10 @@ async def open_server(
         for executor in executors:
             slots = configuration.executors[executor.name].slots
             _start_slots(nursery, executor, slots, scheduler, instances)
+        served = Instances(instances)
+        nursery.start_soon(resume_all, served, scheduler, unfinished)
         health, draining = Health(), trio.CancelScope()
-        server = _rpc_server(Instances(instances), scheduler, history, health)
+        server = _rpc_server(served, scheduler, history, health)
         addresses = tuple(_listen(server, configuration))
         await nursery.start(server.serve)
         admin = Server([services.admin(configuration, pools).service()], translate_error=translate)
@@ -263,6 +269,7 @@ async def open_server(
         finally:
             for name in ("", *_SERVED):
                 health.set_serving(name, serving=False)
+            scheduler.stop()
             await admin.stop(0)
             with draining:
                 await server.stop(configuration.server.drain_seconds)
@@ -272,6 +279,28 @@ async def open_server(
 def _open_history(configuration: Configuration) -> AbstractAsyncContextManager[History]:
     path = configuration.path(configuration.server.state_directory) / "history.sqlite"
     return open_history(path, configuration.history)
+
+
+async def _open_journal(
+    configuration: Configuration, stack: AsyncExitStack
+) -> tuple[Journal | None, list[Kept]]:
+    """The journal and what is in it; none where that is not wanted, or there is nothing to run.
+
+    Raises ConfigurationError, also where another server has the same state_directory.
+    """
+    folder = configuration.path(configuration.server.state_directory) / "scheduler"
+    # Operations of a server that had executors are still asked for, if only to be told.
+    needed = bool(configuration.executors) or is_journal(folder)
+    if not configuration.scheduler.journal or not needed:
+        return None, []
+    try:
+        return await stack.enter_async_context(open_journal(folder, configuration.scheduler))
+    except Exception as error:
+        cause = sole_cause(error)
+        if isinstance(cause, StokerError | OSError):
+            reason = f"[scheduler] the journal cannot be opened: {cause}"
+            raise ConfigurationError([reason]) from error
+        raise
 
 
 def _used_executors(configuration: Configuration) -> list[str]:

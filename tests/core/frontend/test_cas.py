@@ -380,7 +380,6 @@ async def test_what_is_not_offered_is_unimplemented(client: Client) -> None:  # 
     for method in (
         CAS + "SplitBlob",
         CAS + "SpliceBlob",
-        "/google.longrunning.Operations/WaitOperation",
         "/build.bazel.remote.asset.v1.Fetch/FetchBlob",
     ):
         call = client.unary(method, reapi.SplitBlobRequest(), reapi.SplitBlobResponse)

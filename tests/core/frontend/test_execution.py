@@ -11,7 +11,6 @@ import pytest
 import trio
 from google.longrunning import operations_pb2
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import Message
 from google.rpc import code_pb2
 
 from stoker.digest import BLAKE3, SHA256, Digest
@@ -115,15 +114,14 @@ async def test_a_change_that_is_over_at_once_is_not_told(
     assert short[0].name
     monkeypatch.setattr(execution, "FIRST_WITHIN_SECONDS", 0)
     monkeypatch.setattr(execution, "BRIEF_SECONDS", 60)
-    brief = await execute(client, await client.put_action("true"))
-    assert [metadata_of(o).stage for o in brief] == [stages.QUEUED, stages.COMPLETED]
+    brief = await execute(client, await client.put_action("sleep", "0.2"))
+    # The first is told once the operation is recorded: by then it runs, as a rule.
+    assert len(brief) == 2
+    assert metadata_of(brief[0]).stage in (stages.QUEUED, stages.EXECUTING)
+    assert metadata_of(brief[1]).stage == stages.COMPLETED
     monkeypatch.setattr(execution, "BRIEF_SECONDS", 0)
     told = await execute(client, await client.put_action("sleep", "0.3"))
-    assert [metadata_of(o).stage for o in told] == [
-        stages.QUEUED,
-        stages.EXECUTING,
-        stages.COMPLETED,
-    ]
+    assert [metadata_of(o).stage for o in told][-2:] == [stages.EXECUTING, stages.COMPLETED]
 
 
 async def test_the_second_time_it_is_cached(client: Client) -> None:  # EXE-18, 19, ACG-06, 14
@@ -312,20 +310,6 @@ async def test_what_an_action_gets_is_what_it_asks_for(client: Client) -> None: 
     assert (response.status.code, response.result.exit_code) == (0, 0)
 
 
-@pytest.mark.parametrize(
-    ("method", "request_"),
-    [
-        ("DeleteOperation", operations_pb2.DeleteOperationRequest(name="x")),  # OPS-19
-        ("WaitOperation", operations_pb2.WaitOperationRequest(name="x")),  # OPS-21
-    ],
-)
-async def test_methods_of_operations_that_are_not_offered(
-    client: Client, method: str, request_: Message
-) -> None:
-    call = client.unary(OPERATIONS + method, request_, Empty)
-    assert await code_of(call) is grpc.StatusCode.UNIMPLEMENTED
-
-
 async def test_an_instance_without_executors_says_so(tmp_path: Path) -> None:  # EXE-24, CAP-01
     async with open_test_server(MEMORY_ONLY, tmp_path) as server:
         client = Client(server.address)
@@ -466,49 +450,6 @@ async def test_identical_actions_in_flight_run_once(
         ended = await stream.until(reapi.ExecutionStage.COMPLETED)
         assert response_of(ended).result.exit_code == 0
     assert count.read_text() == "x\n"
-
-
-async def test_operations_are_listed_in_pages(client: Client) -> None:  # OPS-20
-    digest = await client.put_action("true")
-    names = [(await execute(client, digest))[-1].name for _ in range(3)]
-    listed: list[str] = []
-    token = ""
-    while True:
-        request = operations_pb2.ListOperationsRequest(
-            name="operations", page_size=2, page_token=token
-        )
-        page = await client.unary(
-            OPERATIONS + "ListOperations", request, operations_pb2.ListOperationsResponse
-        )
-        listed += [operation.name for operation in page.operations]
-        if not (token := page.next_page_token):
-            break
-    assert listed == names
-    for bad in ({"filter": "done"}, {"page_token": "bad"}, {"page_size": -1}, {"name": "no"}):
-        request = operations_pb2.ListOperationsRequest(**bad)
-        call = client.unary(
-            OPERATIONS + "ListOperations", request, operations_pb2.ListOperationsResponse
-        )
-        assert await code_of(call) is grpc.StatusCode.INVALID_ARGUMENT
-
-
-async def test_a_page_of_heavy_operations_is_a_message_that_clients_take(client: Client) -> None:
-    # GEN-15
-    result = reapi.ActionResult(
-        output_files=[
-            reapi.OutputFile(path=f"{i:0200}", digest=SHA256.empty.to_proto()) for i in range(400)
-        ]
-    )
-    digest = await client.put_action("true")
-    update = reapi.UpdateActionResultRequest(action_digest=digest.to_proto(), action_result=result)
-    await client.unary(REAPI + "ActionCache/UpdateActionResult", update, reapi.ActionResult)
-    names = [(await execute(client, digest))[-1].name for _ in range(60)]
-    request = operations_pb2.ListOperationsRequest(name="operations")
-    page = await client.unary(
-        OPERATIONS + "ListOperations", request, operations_pb2.ListOperationsResponse
-    )
-    assert 0 < len(page.operations) < len(names)
-    assert page.next_page_token == page.operations[-1].name
 
 
 async def test_priority_reaches_the_queue(client: Client, tmp_path: Path) -> None:  # EXE-17

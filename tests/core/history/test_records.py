@@ -11,7 +11,15 @@ import pytest
 import structlog
 import trio
 
-from stoker.action import CacheAnswer, CacheVerdict, LoadedAction, Outcome, RunRecord, load_action
+from stoker.action import (
+    CacheAnswer,
+    CacheVerdict,
+    LoadedAction,
+    Outcome,
+    RunRecord,
+    Sharer,
+    load_action,
+)
 from stoker.digest import SHA256
 from stoker.errors import TimedOut, Unavailable
 from stoker.history import records
@@ -39,7 +47,7 @@ def ended(name: str, ended_ns: int = 2**62, instance: str = "") -> RunRecord:
     return RunRecord(
         action(name, instance),
         Outcome(result=reapi.ActionResult(exit_code=7), error=TimedOut(5, "local"), message="m"),
-        (f"operations/{name}", f"operations/{name}2"),
+        (Sharer(f"operations/{name}", "me"), Sharer(f"operations/{name}2", "you")),
         CacheAnswer(CacheVerdict.INCOMPLETE, "all of it"),
         "no slot is free",
         ("local", "other"),
@@ -59,10 +67,10 @@ async def test_what_was_noted_is_found_by_every_name(tmp_path: Path) -> None:
         history.note(ended("a", instance="other"))
         hash_ = action("a").digest.hash
         [run] = await history.find_action("", hash_[:8])
-        assert run == await history.find_operation("", "operations/a2")
-        assert await history.find_operation("third", "operations/a2") is None
+        assert run == await history.find_operation("", "operations/a2", "you")
+        assert await history.find_operation("", "operations/a2", "me") is None
         assert await history.hashes("", hash_[:10]) == [hash_]
-        assert await history.operations(run) == ["operations/a", "operations/a2"]
+        assert await history.operations(run, "me") == ["operations/a"]
     facts = run.facts
     assert (run.mnemonic, run.target, run.output, run.program) == ("Javac", "//a", "out", "a")
     assert (facts.cache, facts.cache_detail) == ("incomplete", "all of it")
@@ -103,7 +111,7 @@ async def test_the_oldest_go_beyond_the_count(tmp_path: Path) -> None:
         for name in names[6:]:
             history.note(ended(name))
         assert await kept(history, *names) == names[-3:]
-        assert await history.find_operation("", "operations/6") is None
+        assert await history.find_operation("", "operations/6", "me") is None
 
 
 async def test_old_ones_go(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ sorted anew for each task. Which of several executors with room a task gets is t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -16,9 +17,9 @@ from stoker.errors import Overloaded
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Capacity
 from stoker.scheduler.group import MAX_PASSES
+from stoker.scheduler.kinds import Kind
 from stoker.scheduler.matching import Matching, Offer
 from stoker.scheduler.queue import Assignment, Policy, Queue, Stage, Task
-from stoker.scheduler.task import Kind
 
 GIB = 1024**3
 SMALL = Capacity.of_executor(slots=4, cpus=4, memory_bytes=4 * GIB, default_memory_bytes=None)
@@ -78,6 +79,10 @@ class NaiveQueue:
         self.waiting: list[Task] = []
         self.running: list[Task] = []
         self.ending: list[Task] = []
+        self.lost: list[Assignment] = []
+        self.lives: dict[Task, float] = {}
+        self.attached = set(EXECUTORS)
+        self.stranded: dict[Task, float] = {}
         self.slots = dict.fromkeys(EXECUTORS, 0)
         self.priorities: dict[Task, int] = {}
         self.owners: dict[Task, list[tuple[str, str]]] = {}
@@ -133,24 +138,60 @@ class NaiveQueue:
         self.slots[executor] -= 1
 
     def complete(self, task: Task) -> None:
+        self.lives.pop(task, None)
         if task in self.running:
             self.running.remove(task)
             self.ending.append(task)
+            assert self.queue.complete(task, now=self.now) == []
+            self.check_counts()
         else:
             self.waiting.remove(task)
             self.forget(task)
-        self.check(self.queue.complete(task, now=self.now))
+            self.check(self.queue.complete(task, now=self.now))
         assert self.queue.complete(task, now=self.now) == []
 
     def release(self, task: Task) -> None:
         self.ending.remove(task)
         self.forget(task)
-        self.check(self.queue.release(task, now=self.now))
+        self.check(self.queue.release(held_of(task), now=self.now))
 
-    def requeue(self, task: Task) -> None:
+    def requeue(self, task: Task, *, counted: bool = True) -> None:
+        """Its executor loses it, and has something left of it all the same."""
         self.running.remove(task)
         self.waiting.append(task)
-        self.check(self.queue.requeue(task, now=self.now))
+        self.lives.pop(task, None)
+        held, attempts = held_of(task), task.attempts
+        self.lost.append(held)
+        self.check(self.queue.requeue(task, now=self.now, counted=counted))
+        assert task.attempts - attempts == int(task in self.running) - int(not counted)
+
+    def release_lost(self, lost: Assignment) -> None:
+        self.lost.remove(lost)
+        assert not self.queue.renew(lost, self.now + 1), "it is somebody else's now"
+        self.check(self.queue.release(lost, now=self.now))
+
+    def attach(self, executor: str) -> None:
+        self.attached.add(executor)
+        self.check(self.queue.attach(executor, now=self.now))
+
+    def detach(self, executor: str) -> None:
+        self.attached.discard(executor)
+        self.check(self.queue.detach(executor, now=self.now))
+
+    def renew(self, task: Task, seconds: float) -> None:
+        self.lives[task] = self.now + seconds
+        assert self.queue.renew(held_of(task), self.now + seconds)
+
+    def expire(self) -> None:
+        """What has lived for too long is lost (SCH-05)."""
+        over = {task for task, end in self.lives.items() if end <= self.now}
+        assert self.queue.next_expiry <= min(self.lives.values(), default=math.inf)
+        expired = self.queue.expired(self.now)
+        assert {assignment.task for assignment in expired} == over
+        for assignment in expired:
+            assert assignment is assignment.task.held
+            self.requeue(assignment.task)
+        assert self.queue.next_expiry > self.now
 
     def drain(self) -> None:
         """Everything ends: then everything is free, and nothing is remembered of anybody."""
@@ -159,12 +200,16 @@ class NaiveQueue:
         for task in (*self.running, *self.ending):
             self.queue.complete(task, now=self.now)
         for task in (*self.running, *self.ending):
-            assert self.queue.release(task, now=self.now) == []
+            assert self.queue.release(held_of(task), now=self.now) == []
+        for lost in self.lost:
+            assert self.queue.release(lost, now=self.now) == []
         for name, offer in EXECUTORS.items():
             assert self.queue.free(name) == offer.capacity.total
         assert (self.queue.queued, self.queue.executing) == (0, 0)
-        assert not self.queue._ledger._accounts
+        assert not len(self.queue._ledger)
         assert not self.queue._groups
+        assert not self.queue._lives._ends
+        assert not self.queue.stranded
 
     # --- what it must have done
 
@@ -174,12 +219,12 @@ class NaiveQueue:
         saved: set[str] = set()
         without_room: set[Kind] = set()
         # Where no slot is free nothing can begin, and what is saved for whom does not matter.
-        while (self.slots["linux"] or self.slots["any"]) and (
+        while any(self.slots[executor] for executor in self.attached) and (
             candidates := [t for t in self.waiting if t.kind not in without_room]
         ):
             standings, oldest = self.all_standings(), self.oldest()
             task = min(candidates, key=lambda t: self.rank(t, standings, oldest[t.kind]))
-            fitting = {e for e in EXECUTORS if e not in saved and self.has_room(task, e)}
+            fitting = {e for e in self.attached - saved if self.has_room(task, e)}
             if fitting:
                 assert handed_out, "one that has room was passed over"
                 begun, executor = handed_out.pop(0)
@@ -188,11 +233,14 @@ class NaiveQueue:
                 self.begin(task, executor)
             else:
                 without_room.add(task.kind)
-                if task.saving:
+                # One that has gone is saved for nobody; nor is there another, or it would be that.
+                if task.saving in self.attached:
                     assert task.saving in task.kind.eligible
                     saved.add(task.saving)
                 else:
-                    assert not any(self.slots[e] for e in task.kind.eligible - saved)
+                    assert not any(
+                        self.slots[e] for e in task.kind.eligible & self.attached - saved
+                    )
         assert not handed_out, "something was handed out twice, or without having been queued"
         self.check_counts()
 
@@ -200,6 +248,8 @@ class NaiveQueue:
         assert (self.queue.queued, self.queue.executing) == (len(self.waiting), len(self.running))
         assert all(task.stage is Stage.QUEUED for task in self.waiting)
         assert all(task.stage is Stage.EXECUTING for task in self.running)
+        self.check_stranded()
+        self.check_waiting()
         for name, offer in EXECUTORS.items():  # SCH-04
             shares = [offer.capacity.share(task.kind.request) for task in self.held_at(name)]
             free = self.queue.free(name)
@@ -208,8 +258,22 @@ class NaiveQueue:
             assert free[1] + sum(share.memory_bytes for share in shares) == offer.capacity.total[1]
             assert self.licences_left(name) >= 0
 
+    def check_stranded(self) -> None:  # EXE-14
+        deserted = [task for task in self.waiting if not task.kind.eligible & self.attached]
+        self.stranded = {task: self.stranded.get(task, self.now) for task in deserted}
+        assert self.queue.stranded == self.stranded
+
+    def check_waiting(self) -> None:  # SCH-08
+        lines: dict[frozenset[str], list[float]] = {}
+        for task in self.waiting:
+            lines.setdefault(task.kind.eligible, []).append(task.queued_at)
+        told = {eligible: (len(times), min(times)) for eligible, times in lines.items()}
+        assert self.queue.waiting() == told
+
     def held_at(self, executor: str) -> list[Task]:
-        return [task for task in (*self.running, *self.ending) if task.executor == executor]
+        """What has a share of it: also what it has lost, and something is left of."""
+        held = [task for task in (*self.running, *self.ending) if task.executor == executor]
+        return held + [lost.task for lost in self.lost if lost.executor == executor]
 
     def licences_left(self, executor: str) -> int:
         used = sum(dict(task.kind.amounts).get("licences", 0) for task in self.held_at(executor))
@@ -296,9 +360,14 @@ class NaiveQueue:
 
     def could_begin(self, action: LoadedAction, request: Request) -> bool:
         """Whether what was refused would have begun at once in a queue without a bound."""
-        kind = self.queue._kind(replace(action), EXECUTORS)
+        kind = self.queue._kinds.of(replace(action), EXECUTORS)
         task = Task(action, request.priority, 1 << 60, kind, self.now)
-        return not self.waiting and any(self.has_room(task, e) for e in EXECUTORS)
+        return not self.waiting and any(self.has_room(task, e) for e in self.attached)
+
+
+def held_of(task: Task) -> Assignment:
+    assert task.held is not None
+    return task.held
 
 
 def _sequence(task: Task) -> int:

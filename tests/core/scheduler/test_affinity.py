@@ -39,10 +39,11 @@ def make_queue(slots: int = 2) -> Queue:
 
 
 def end(queue: Queue, task: Task) -> None:
-    executor = str(task.executor)
+    held = task.held
+    assert held is not None
     queue.complete(task, now=0)
-    queue.release(task, now=0)
-    queue.offer(executor, now=0)
+    queue.release(held, now=0)
+    queue.offer(held.executor, now=0)
 
 
 def test_a_tool_goes_where_it_has_run_and_no_idle_slot_is_left_for_that() -> None:

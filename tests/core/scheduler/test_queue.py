@@ -57,12 +57,12 @@ def offer(queue: Queue, executor: str) -> Task | None:
 
 def end(queue: Queue, task: Task) -> list[Assignment]:
     """`task` ends, its executor lets go of it, and offers its slot again."""
-    executor = task.executor
-    assert executor is not None
+    held = task.held
+    assert held is not None
     return [
         *queue.complete(task, now=0),
-        *queue.release(task, now=0),
-        *queue.offer(executor, now=0),
+        *queue.release(held, now=0),
+        *queue.offer(held.executor, now=0),
     ]
 
 
@@ -172,7 +172,8 @@ def test_a_cancelled_task_keeps_its_share_until_nothing_is_left_of_it() -> None:
     whole = add(queue, "whole", cpus="4")
     waits = add(queue, "waits", cpus="4")
     assert queue.complete(whole, now=0) == []
-    assert queue.release(whole, now=0) == [(waits, "linux")]
+    assert whole.held is not None
+    assert queue.release(whole.held, now=0) == [(waits, "linux")]
 
 
 def test_more_than_there_is_anywhere_is_refused_with_the_difference() -> None:  # EXE-13, SCH-01

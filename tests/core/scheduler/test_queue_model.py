@@ -53,7 +53,7 @@ REQUESTS = st.builds(
 
 
 class QueueModel(RuleBasedStateMachine):
-    """SCH-01 to SCH-04, EXE-17, EXE-20 to EXE-22, EXE-25, OPS-14."""
+    """SCH-01 to SCH-05, SCH-08, EXE-14, EXE-17, EXE-20 to EXE-22, EXE-25, OPS-14."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,9 +89,31 @@ class QueueModel(RuleBasedStateMachine):
         self.model.release(data.draw(st.sampled_from(self.model.ending)))
 
     @precondition(lambda self: self.model.running)
+    @rule(data=st.data(), counted=st.booleans())
+    def requeue(self, data: st.DataObject, counted: bool) -> None:
+        self.model.requeue(data.draw(st.sampled_from(self.model.running)), counted=counted)
+
+    @precondition(lambda self: self.model.lost)
     @rule(data=st.data())
-    def requeue(self, data: st.DataObject) -> None:
-        self.model.requeue(data.draw(st.sampled_from(self.model.running)))
+    def release_lost(self, data: st.DataObject) -> None:
+        self.model.release_lost(data.draw(st.sampled_from(self.model.lost)))
+
+    @rule(executor=st.sampled_from([*EXECUTORS]))
+    def attach(self, executor: str) -> None:
+        self.model.attach(executor)
+
+    @rule(executor=st.sampled_from([*EXECUTORS]))
+    def detach(self, executor: str) -> None:
+        self.model.detach(executor)
+
+    @precondition(lambda self: self.model.running)
+    @rule(data=st.data(), seconds=st.sampled_from([0.5, 1.0, 60.0]))
+    def renew(self, data: st.DataObject, seconds: float) -> None:
+        self.model.renew(data.draw(st.sampled_from(self.model.running)), seconds)
+
+    @rule()
+    def expire(self) -> None:
+        self.model.expire()
 
     def teardown(self) -> None:
         self.model.drain()
@@ -139,14 +161,37 @@ def step(model: NaiveQueue, choice: random.Random) -> None:
         model.complete(choice.choice(model.running))
     elif way < 0.92 and model.ending:
         model.release(choice.choice(model.ending))
-    elif way < 0.94 and model.running:
-        model.requeue(choice.choice(model.running))
+    elif way < 0.94:
+        lose(model, choice)
     elif way < 0.95 and model.waiting:
         model.complete(choice.choice(model.waiting))
+    elif way < 0.955:
+        come_or_go(model, choice)
     elif way < 0.96:
         model.now += choice.choice([1.0, AGEING_SECONDS / 5])
     elif any(model.slots.values()):
         model.withdraw(choice.choice([e for e, count in model.slots.items() if count]))
+
+
+def lose(model: NaiveQueue, choice: random.Random) -> None:
+    """A run is lost, may be soon, or its executor has nothing left of one that was."""
+    way = choice.random()
+    if way < 0.3 and model.running:
+        model.requeue(choice.choice(model.running), counted=choice.random() < 0.8)
+    elif way < 0.6 and model.running:
+        model.renew(choice.choice(model.running), choice.choice([0.5, 1.0, AGEING_SECONDS]))
+    elif way < 0.7:
+        model.expire()
+    elif model.lost:
+        model.release_lost(choice.choice(model.lost))
+
+
+def come_or_go(model: NaiveQueue, choice: random.Random) -> None:
+    # They are there for most of the time.
+    if choice.random() < 0.7:
+        model.attach(choice.choice([*EXECUTORS]))
+    else:
+        model.detach(choice.choice([*EXECUTORS]))
 
 
 @pytest.mark.parametrize("seed", range(-(-STEPS // WALK)))

@@ -315,11 +315,11 @@ async def test_ended_operations_are_kept_up_to_a_bound(nursery: trio.Nursery) ->
     async with opened(max_retained_bytes=4096) as scheduler:
         action = make_action("a")
         done = [scheduler.submit_completed(action, Outcome(cached=True)) for _ in range(4)]
-        assert scheduler.find(done[-1].name) is done[-1]  # OPS-09
-        assert scheduler.operations("team") == done[-2:]
-        assert scheduler.operations("other") == []
+        assert scheduler.find(done[-1].name, "") is done[-1]  # OPS-09
+        assert scheduler.operations_after(0) == done[-2:]
+        assert scheduler.operations_after(done[-2].number) == done[-1:]
         with pytest.raises(OperationNotFound):
-            scheduler.find(done[0].name)
+            scheduler.find(done[0].name, "")
         nursery.cancel_scope.cancel()
 
 
@@ -329,10 +329,10 @@ async def test_ended_operations_are_kept_for_a_while(
     async with opened(retention_seconds=100) as scheduler:
         operation = scheduler.submit_completed(make_action("a"), Outcome(cached=True))
         await trio.sleep(99)
-        assert scheduler.find(operation.name) is operation
+        assert scheduler.find(operation.name, "") is operation
         await trio.sleep(2)
         with pytest.raises(OperationNotFound):
-            scheduler.find(operation.name)
+            scheduler.find(operation.name, "")
 
 
 async def test_names_carry_the_instance_and_cannot_be_guessed() -> None:  # OPS-02

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import trio
+
 from stoker.action import CacheVerdict
 from stoker.errors import InvalidRequest, OperationNotFound, RunNotFound, Unavailable
 from stoker.frontend.explanation import (
@@ -28,6 +30,7 @@ MIN_DIGITS = 8
 """How many digits of an action's hash name it."""
 
 _OTHER_RUNS = 10
+_LOOKED_AT_A_TURN = 2_000
 _ACTION = re.compile(rf"([0-9a-f]{{{MIN_DIGITS},128}})(/[0-9]{{1,18}})?")
 
 
@@ -52,66 +55,74 @@ class ExplainService:
         )
 
     async def explain_action(
-        self, request: explain.ExplainActionRequest, _: ServerCall
+        self, request: explain.ExplainActionRequest, call: ServerCall
     ) -> explain.Explanation:
+        """Whoever may use the instance may ask for its actions, as for its blobs; operations are
+        known to their own client only (SEC-06)."""
         instance = self._instances.resolve(request.instance_name)
         wanted = min(request.max_differences or DEFAULT_DIFFERENCES, MAX_DIFFERENCES)
-        if request.operation_name:
-            operation = self._find_operation(instance, request.operation_name)
+        operation = await self._find_operation(instance, request, call.principal)
+        if operation is not None and (found := self._on_its_way(operation, call.principal)):
+            run, explanation = found
         else:
-            operation = self._find_on_its_way(instance, _digits(request.action))
-        if operation is not None and (run := self._on_its_way(operation)):
-            explanation = explain.Explanation(run=run[1])
-            await self._add_reasons(explanation, instance, run[0], wanted)
-            if outlook := self._scheduler.outlook(operation):
-                explanation.waiting.CopyFrom(waiting_message(outlook))
-            return explanation
-        ended = await self._find_ended(instance, request)
-        message = run_message(
-            ended,
-            operations=await self._history.operations(ended),
-            cache_failures=instance.actions.cache_failures,
-        )
-        explanation = explain.Explanation(run=message)
-        await self._add_reasons(explanation, instance, ended, wanted)
+            run = await self._find_ended(instance, request, call.principal)
+            names = await self._history.operations(run, call.principal)
+            failures = instance.actions.cache_failures
+            message = run_message(run, operations=names, cache_failures=failures)
+            explanation = explain.Explanation(run=message)
+        await self._add_reasons(explanation, instance, run, wanted)
         return explanation
 
     # --- what is on its way
 
-    def _find_operation(self, instance: Instance, name: str) -> Operation | None:
+    async def _find_operation(
+        self, instance: Instance, request: explain.ExplainActionRequest, principal: str
+    ) -> Operation | None:
+        if not request.operation_name:
+            return await self._find_on_its_way(instance, _digits(request.action))
         try:
-            operation = self._scheduler.find(name)
+            operation = self._scheduler.find(request.operation_name, principal)
         except OperationNotFound:
             return None
-        # An operation of another instance is as unknown as one that never was (OPS-02).
+        # One of another instance is as unknown as one that never was (OPS-02).
         return operation if operation.namespace == instance.name else None
 
-    def _find_on_its_way(self, instance: Instance, digits: str) -> Operation | None:
-        found = {
-            operation.action_digest: operation
-            for operation in self._scheduler.operations(instance.name)
-            if operation.stage is not Stage.COMPLETED
-            and operation.action_digest.hash.startswith(digits)
-        }
+    async def _find_on_its_way(self, instance: Instance, digits: str) -> Operation | None:
+        found = {}
+        for number, operation in enumerate([*self._scheduler.operations_after(0)]):
+            if number % _LOOKED_AT_A_TURN == _LOOKED_AT_A_TURN - 1:
+                await trio.lowlevel.checkpoint()
+            if (
+                operation.stage is not Stage.COMPLETED
+                and operation.namespace == instance.name
+                and operation.action_digest.hash.startswith(digits)
+            ):
+                found[operation.action_digest] = operation
         _check_unique(digits, [digest.hash for digest in found])
         return next(iter(found.values()), None)
 
-    def _on_its_way(self, operation: Operation) -> tuple[KeptRun, explain.Run] | None:
+    def _on_its_way(
+        self, operation: Operation, principal: str
+    ) -> tuple[KeptRun, explain.Explanation] | None:
         record = self._scheduler.run_of(operation)
         if record is None:
             return None
         run = run_on_its_way(record, operation.metadata)
         stages = reapi.ExecutionStage
         stage = stages.QUEUED if operation.stage is Stage.QUEUED else stages.EXECUTING
-        return run, run_message(run, stage=stage, operations=record.operations)
+        names = [sharer.name for sharer in record.sharers if sharer.principal == principal]
+        explanation = explain.Explanation(run=run_message(run, stage=stage, operations=names))
+        if outlook := self._scheduler.outlook(operation):
+            explanation.waiting.CopyFrom(waiting_message(outlook))
+        return run, explanation
 
     # --- what has ended
 
     async def _find_ended(
-        self, instance: Instance, request: explain.ExplainActionRequest
+        self, instance: Instance, request: explain.ExplainActionRequest, principal: str
     ) -> KeptRun:
         if name := request.operation_name:
-            if run := await self._history.find_operation(instance.name, name):
+            if run := await self._history.find_operation(instance.name, name, principal):
                 return run
             raise OperationNotFound(name)
         digits = _digits(request.action)

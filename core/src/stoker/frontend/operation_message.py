@@ -5,10 +5,12 @@ from __future__ import annotations
 from google.longrunning import operations_pb2
 
 from stoker.action import Outcome
+from stoker.frontend.inlining import inline_contents
 from stoker.frontend.status import to_status
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.queue import Stage
+from stoker.spi import BlobStore
 
 _STAGES = {
     Stage.QUEUED: reapi.ExecutionStage.QUEUED,
@@ -37,6 +39,28 @@ def operation_message(
         message.done = True
         message.response.Pack(_execute_response(operation.outcome, result))
     return message
+
+
+async def whole_message(operation: Operation, blobs: BlobStore) -> operations_pb2.Operation:
+    """`operation` as it stands now, with what its client wants inlined once it has ended.
+
+    All who ask are told the same, in whichever way they ask (OPS-17).
+    """
+    result = operation.outcome.result if operation.outcome else None
+    if result is None:
+        return operation_message(operation)
+    wanted = operation.inlined
+    return operation_message(
+        operation,
+        await inline_contents(
+            result,
+            blobs,
+            operation.action_digest.function,
+            stdout=wanted.stdout,
+            stderr=wanted.stderr,
+            files=wanted.files,
+        ),
+    )
 
 
 def _execute_response(outcome: Outcome, result: reapi.ActionResult | None) -> reapi.ExecuteResponse:

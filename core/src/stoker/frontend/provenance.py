@@ -17,14 +17,14 @@ _TYPE_NAME = Provenance.DESCRIPTOR.full_name
 def provenance_of_client(call: ServerCall) -> Provenance:
     """That of a result that a client sends."""
     provenance = _provenance(request_metadata(call))
-    provenance.peer = call.peer
+    provenance.peer, provenance.principal = call.peer, call.principal
     return provenance
 
 
 def provenance_of_executor(action: LoadedAction, executor: str) -> Provenance:
     """That of a result that `executor` made, for the client that asked first."""
     provenance = _provenance(action.metadata)
-    provenance.executor = executor
+    provenance.executor, provenance.principal = executor, action.principal
     return provenance
 
 

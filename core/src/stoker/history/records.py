@@ -41,7 +41,8 @@ _SCHEMA = (
     "CREATE INDEX runs_by_action ON runs (instance, hash)",
     "CREATE INDEX runs_by_output ON runs (instance, mnemonic, output)",
     "CREATE INDEX runs_by_target ON runs (instance, target)",
-    "CREATE TABLE operations (run INTEGER, name TEXT, PRIMARY KEY (run, name)) WITHOUT ROWID",
+    "CREATE TABLE operations (run INTEGER, name TEXT, principal TEXT)",
+    "CREATE INDEX operations_by_run ON operations (run)",
     "CREATE INDEX operations_by_name ON operations (name)",
 )
 
@@ -82,11 +83,10 @@ class History:
 
     # --- questions
 
-    async def find_operation(self, instance: str, name: str) -> KeptRun | None:
-        """The run that an operation has shared."""
-        runs = await self._find(
-            "instance = ? AND id IN (SELECT run FROM operations WHERE name = ?)", instance, name
-        )
+    async def find_operation(self, instance: str, name: str, principal: str) -> KeptRun | None:
+        """The run that an operation of this client has shared."""
+        shared = "SELECT run FROM operations WHERE name = ? AND principal = ?"
+        runs = await self._find(f"instance = ? AND id IN ({shared})", instance, name, principal)
         return next(iter(runs), None)
 
     async def find_action(self, instance: str, prefix: str, limit: int = 20) -> list[KeptRun]:
@@ -106,9 +106,11 @@ class History:
         )
         return [str(row[0]) for row in rows]
 
-    async def operations(self, run: KeptRun) -> list[str]:
-        """The names of the operations that shared `run`."""
-        rows = await self._read("SELECT name FROM operations WHERE run = ?", run.number)
+    async def operations(self, run: KeptRun, principal: str) -> list[str]:
+        """The names of the operations of this client that shared `run`."""
+        rows = await self._read(
+            "SELECT name FROM operations WHERE run = ? AND principal = ?", run.number, principal
+        )
         return [str(row[0]) for row in rows]
 
     async def earlier(self, run: KeptRun, alike: Iterable[str], limit: int) -> list[KeptRun]:
@@ -196,8 +198,8 @@ def _changes(batch: list[RunRecord], first: int) -> list[Change]:
             [row_of(record, number) for number, record in numbered],
         ),
         Change(
-            "INSERT INTO operations (run, name) VALUES (?, ?)",
-            [(number, name) for number, record in numbered for name in record.operations],
+            "INSERT INTO operations (run, name, principal) VALUES (?, ?, ?)",
+            [(number, *sharer) for number, record in numbered for sharer in record.sharers],
         ),
     ]
 

@@ -11,7 +11,7 @@ raise; it returns what trio is to do about its event, or None.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -122,6 +122,12 @@ def receive_status() -> Operation:
 def receive_close() -> Operation:
     operation: Operation = cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)
     return operation
+
+
+def peer_properties(core: ServerCore) -> Mapping[str, Sequence[bytes]]:
+    """Return what the security of its connection tells of a call's peer."""
+    properties: Mapping[str, Sequence[bytes]] = cygrpc.auth_context(core)
+    return properties
 
 
 def server_batch_starter(core: ServerCore) -> StartBatch:

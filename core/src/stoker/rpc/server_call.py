@@ -15,6 +15,7 @@ from stoker.rpc.completion_queue import (
     NewCallEvent,
     Operation,
     ServerCore,
+    peer_properties,
     receive_close,
     receive_message,
     send_initial_metadata,
@@ -24,6 +25,7 @@ from stoker.rpc.completion_queue import (
 )
 from stoker.rpc.flow import Incoming, Outgoing
 from stoker.rpc.metadata import Metadata, Pair, checked_pairs
+from stoker.rpc.principal import principal_of
 from stoker.rpc.service import Method
 from stoker.rpc.status import STATUS_DETAILS_KEY, RpcError, StatusCode, encode_details, sent_message
 
@@ -79,6 +81,13 @@ class ServerCall:
         if self._core is None:
             raise trio.ClosedResourceError("the call has ended")
         return self._core.peer().decode()
+
+    @property
+    def principal(self) -> str:
+        """Who the client has proved to be by its certificate; empty where it showed none."""
+        if self._core is None:
+            raise trio.ClosedResourceError("the call has ended")
+        return principal_of(peer_properties(self._core))
 
     def deadline_seconds_left(self) -> float:
         """Return the seconds until the client's deadline, infinity when it set none."""

@@ -6,7 +6,7 @@ does.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from stoker.scheduler.fairness import Account, Contest, Entrant, Level, Party, Standing
 from stoker.scheduler.lane import Lane
@@ -16,32 +16,27 @@ MAX_PASSES = 3
 """How many later tasks may begin before one that is overdue, where it has room."""
 
 
-class Rank(NamedTuple):
-    """The order of tasks: lower goes first."""
+Rank = tuple[int, Standing, Level, Standing, int]
+"""The order of tasks, lower goes first: 0 for one whose turn has come by waiting and 1 for others,
+the tenant's standing, the level, the invocation's standing, and the order of arrival."""
 
-    overdue: int
-    """0 for one whose turn has come by waiting, 1 for others."""
-    tenant: Standing
-    level: Level
-    invocation: Standing
-    sequence: int
-
-
-_NOBODY = Standing(0, 0, 0)
+_NOBODY: Standing = (0, 0, 0)
 
 
 def rank_of(task: Task, party: Party) -> Rank:
     """The rank that `task` has as one of `party`."""
-    return Rank(1, party.tenant.standing, task.level, party.invocation.standing, task.sequence)
+    return (1, party.tenant.standing, task.level, party.invocation.standing, task.sequence)
 
 
 def overdue_rank(task: Task) -> Rank:
     """The rank of a task whose turn has come by waiting."""
-    return Rank(0, _NOBODY, (0, 0), _NOBODY, task.sequence)
+    return (0, _NOBODY, (0, 0), _NOBODY, task.sequence)
 
 
 class _Invocation(Entrant):
     """One invocation's tasks of one level."""
+
+    __slots__ = ("lane",)
 
     def __init__(self, account: Account, level: Level) -> None:
         super().__init__(account, level)
@@ -50,6 +45,8 @@ class _Invocation(Entrant):
 
 class _Tenant(Entrant):
     """One tenant's invocations."""
+
+    __slots__ = ("invocations",)
 
     def __init__(self, account: Account) -> None:
         super().__init__(account)
@@ -67,9 +64,16 @@ class Group:
         self._tenants = Contest[_Tenant]()
         self._arrivals = Lane[Task](_waits)
         self._passes = 0
+        self.waiting = 0
+        """How many tasks wait."""
+
+    def tasks(self) -> Iterator[Task]:
+        """All that wait, in no order."""
+        yield from dict.fromkeys(self._arrivals)
 
     def push(self, task: Task) -> None:
         """`task` waits, on behalf of all of its parties."""
+        self.waiting += 1
         self._arrivals.push(task)
         for party in task.parties:
             self.push_for(task, party)
@@ -89,6 +93,7 @@ class Group:
 
     def pull(self, task: Task) -> None:
         """`task` waits no longer."""
+        self.waiting -= 1
         self._arrivals.note_void()
         for party in task.parties:
             self.pull_from(party, task.level)
@@ -107,13 +112,13 @@ class Group:
                 self._tenants.leave(party.tenant_name)
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing waits."""
-        return self._arrivals.head() is None
+    def oldest(self) -> Task | None:
+        """The first to come of those that wait."""
+        return self._arrivals.head()
 
     def head(self, overdue_since: float) -> tuple[Rank, Task] | None:
         """The next task, by rank. What was queued before `overdue_since` is overdue."""
-        oldest = self._arrivals.head()
+        oldest = self.oldest
         if oldest is None:
             return None
         if self._passes >= MAX_PASSES and oldest.queued_at <= overdue_since:
@@ -124,12 +129,12 @@ class Group:
         assert invocation is not None, "emptied ones go at once"
         task = invocation.lane.head()
         assert task is not None, "emptied ones go at once"
-        standing = invocation.account.standing
-        return Rank(1, tenant.account.standing, task.level, standing, task.sequence), task
+        account = invocation.account
+        return (1, tenant.account.standing, task.level, account.standing, task.sequence), task
 
     def note_start(self, task: Task, overdue_since: float) -> None:
         """`task` is about to begin, on an executor that those here could have had."""
-        oldest = self._arrivals.head()
+        oldest = self.oldest
         if oldest is None or oldest.queued_at > overdue_since or oldest is task:
             self._passes = 0
         elif task.sequence > oldest.sequence:

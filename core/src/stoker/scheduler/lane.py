@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 _FEW_VOID = 32
@@ -25,6 +25,8 @@ class Lane(Generic[T]):
     nothing costs by the number of entries.
     """
 
+    __slots__ = ("_arrivals", "_returned", "_void", "_waits")
+
     def __init__(self, waits: Callable[[T], bool]) -> None:
         self._waits = waits
         self._arrivals: deque[T] = deque()
@@ -39,20 +41,28 @@ class Lane(Generic[T]):
         else:
             heapq.heappush(self._returned, (task.sequence, task))
 
+    def __iter__(self) -> Iterator[T]:
+        """All that wait, in no order. One that has come back may be told twice."""
+        yield from filter(self._waits, self._arrivals)
+        yield from (task for _, task in self._returned if self._waits(task))
+
     def head(self) -> T | None:
         """The first that waits."""
-        while self._arrivals and not self._waits(self._arrivals[0]):
-            self._arrivals.popleft()
+        arrivals, waits = self._arrivals, self._waits
+        while arrivals and not waits(arrivals[0]):
+            arrivals.popleft()
             self._void -= 1
+        if self._returned and (returned := self._first_returned()):
+            if arrivals and arrivals[0].sequence < returned.sequence:
+                return arrivals[0]
+            return returned
+        return arrivals[0] if arrivals else None
+
+    def _first_returned(self) -> T | None:
         while self._returned and not self._waits(self._returned[0][1]):
             heapq.heappop(self._returned)
             self._void -= 1
-        if not self._returned:
-            return self._arrivals[0] if self._arrivals else None
-        returned = self._returned[0][1]
-        if self._arrivals and self._arrivals[0].sequence < returned.sequence:
-            return self._arrivals[0]
-        return returned
+        return self._returned[0][1] if self._returned else None
 
     def note_void(self) -> None:
         """An entry waits no longer."""

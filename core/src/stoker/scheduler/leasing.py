@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from stoker.action import LoadedAction, Outcome
     from stoker.protos import remote_execution_pb2 as reapi
-    from stoker.scheduler.queue import Task
+    from stoker.scheduler.queue import Assignment, Task
     from stoker.scheduler.scheduler import Scheduler
 
 
@@ -25,6 +25,8 @@ class Lease:
         """When the first of the task's operations was accepted."""
         self.scope = trio.CancelScope()
         """Cancelled when no operation wants the task any more."""
+        self.is_filing = False
+        """Whether its result is on its way into the action cache, and may be seen there."""
 
     @property
     def action(self) -> LoadedAction:
@@ -42,22 +44,22 @@ class Lease:
 class Seat:
     """A slot that waits for a task. At most one task comes, once."""
 
-    __slots__ = ("_taken", "task")
+    __slots__ = ("_taken", "assignment")
 
     def __init__(self) -> None:
-        self.task: Task | None = None
+        self.assignment: Assignment | None = None
         self._taken: trio.Event | None = None
 
-    def put(self, task: Task) -> None:
-        self.task = task
+    def put(self, assignment: Assignment) -> None:
+        self.assignment = assignment
         if self._taken is not None:
             self._taken.set()
 
-    async def wait(self) -> Task:
+    async def wait(self) -> Assignment:
         """Wait for the task, which stays here if that is cancelled."""
         # At once where it can be: a turn of the loop would begin what is urgent behind others.
-        if self.task is None:
+        if self.assignment is None:
             self._taken = trio.Event()
             await self._taken.wait()
-            assert self.task is not None
-        return self.task
+            assert self.assignment is not None
+        return self.assignment

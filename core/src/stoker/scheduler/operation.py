@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import secrets
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from stoker.action import Outcome
+from stoker.action import NOTHING_INLINED, UNKNOWN_ANSWER, CacheAnswer, Inlined, Outcome
 from stoker.digest import Digest
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler.queue import Stage
@@ -29,43 +28,80 @@ class Operation:
     """
 
     name: str
+    number: int
+    """Later ones have a greater one, and no two the same."""
     namespace: str
+    principal: str = ""
+    """Whose it is: nobody else is to know that there is such an operation (SEC-06)."""
     action_digest: Digest
     """What it runs. The action itself is the task's: an operation outlives it."""
+    mnemonic: str = ""
+    target: str = ""
+    invocation: str = ""
+    inlined: Inlined = NOTHING_INLINED
+    """What its client wants to have in the result."""
+    cache: CacheAnswer = UNKNOWN_ANSWER
+    """What the action cache said of it, for the records."""
     stage: Stage = Stage.QUEUED
     outcome: Outcome | None = None
     """Set exactly when the stage is COMPLETED."""
-    metadata: reapi.ExecutedActionMetadata = field(default_factory=reapi.ExecutedActionMetadata)
-    """What is known of the run so far (OPS-15)."""
+    queued_nanoseconds: int = 0
+    """When it was accepted, since the epoch; 0 where it had ended by then."""
+    run: reapi.ExecutedActionMetadata | None = None
+    """What is known of its run so far. Shared with other operations, so never changed."""
     watchers: int = 0
     """How many streams wait for the end of it."""
     departures: int = 0
     """How often the last of them has gone."""
     version: int = 0
     """Grows with every change."""
-    _changed: trio.Event = field(default_factory=trio.Event)
-    _completed: trio.Event = field(default_factory=trio.Event)
+    # Most wait with thousands of others, and are looked at by nobody.
+    _changed: trio.Event | None = None
+    _completed: trio.Event | None = None
+
+    @property
+    def metadata(self) -> reapi.ExecutedActionMetadata:
+        """What is known so far, as a message of its own (OPS-15)."""
+        metadata = reapi.ExecutedActionMetadata()
+        if self.run is not None:
+            metadata.CopyFrom(self.run)
+        if self.queued_nanoseconds:
+            metadata.queued_timestamp.FromNanoseconds(self.queued_nanoseconds)
+        return metadata
+
+    @property
+    def executor(self) -> str:
+        """Who runs it, or ran it last; empty where nobody has yet, or has told."""
+        result = self.outcome and self.outcome.result
+        known = result.execution_metadata if result else self.run
+        return known.worker if known is not None else ""
 
     def announce(self) -> None:
         """Wake whoever waits for a change."""
         self.version += 1
-        self._changed.set()
-        self._changed = trio.Event()
-        if self.stage is Stage.COMPLETED:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+        if self._completed is not None and self.stage is Stage.COMPLETED:
             self._completed.set()
 
     async def wait_change(self, seen: int) -> None:
         """Wait until `version` differs from `seen`. Changes in quick succession are one."""
         while self.version == seen:
+            if self._changed is None:
+                self._changed = trio.Event()
             await self._changed.wait()
 
     async def wait_completed(self) -> None:
         """Wait until the stage is COMPLETED."""
-        await self._completed.wait()
+        if self.stage is not Stage.COMPLETED:
+            if self._completed is None:
+                self._completed = trio.Event()
+            await self._completed.wait()
 
 
-def now() -> Timestamp:
-    """The time of day, for REAPI's metadata."""
+def timestamp(nanoseconds: int) -> Timestamp:
+    """A time of day, for REAPI's metadata."""
     stamp = Timestamp()
-    stamp.FromNanoseconds(time.time_ns())
+    stamp.FromNanoseconds(nanoseconds)
     return stamp

@@ -65,6 +65,7 @@ async def _file(lease: Lease, outcome: Outcome, file_result: FileResult) -> None
     result = outcome.result
     if outcome.error or result is None or not (outcome.reusable and lease.action.cacheable):
         return
+    lease.is_filing = True
     try:
         await file_result(lease.action, result)
     except StokerError as error:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from stoker.action import LoadedAction
-from stoker.resources import Request
 from stoker.scheduler.fairness import Level, Party
-from stoker.scheduler.matching import Amounts
+
+if TYPE_CHECKING:
+    from stoker.scheduler.kinds import Kind
 
 
 class Stage(Enum):
@@ -26,13 +27,12 @@ def merge_key(action: LoadedAction) -> Hashable:
     return (action.namespace, action.digest)
 
 
-class Kind(NamedTuple):
-    """What tasks have in common that can take each other's place."""
+class Assignment(NamedTuple):
+    """A task in the hands of an executor, for one attempt. Compared by identity where it counts:
+    the same executor may be given the same task again."""
 
-    eligible: frozenset[str]
-    """The executors that satisfy their requirements, and are large enough."""
-    request: Request
-    amounts: Amounts = ()
+    task: Task
+    executor: str
 
 
 @dataclass(eq=False, slots=True)
@@ -50,24 +50,32 @@ class Task:
     parties: list[Party] = field(default_factory=list)
     """On whose behalf it waits. What it holds counts for the first, who came first."""
     stage: Stage = Stage.QUEUED
-    executor: str | None = None
-    """Who has it: its share of that executor is taken until the executor lets go of it."""
+    held: Assignment | None = None
+    """Who has it now, from when it is handed out until they let go of it, or it is lost."""
     saving: str | None = None
     """The executor that takes nothing behind this task, so that there will be room for it."""
     tried: list[str] = field(default_factory=list)
     """The executors that it was handed to, in order."""
+    merge_key: Hashable = field(init=False)
+    """Equal for tasks that may be one (EXE-21, EXE-22); unique where they may not."""
+    level: Level = field(init=False)
+    """The order within a tenant: by priority value, favoured mnemonics first."""
+
+    def __post_init__(self) -> None:
+        self.merge_key = merge_key(self.action) if self.action.cacheable else self
+        self.lift(self.priority)
+
+    def lift(self, priority: int) -> None:
+        """It has this priority from now on."""
+        self.priority = priority
+        self.level = (priority, 0 if self.favoured else 1)
+
+    @property
+    def executor(self) -> str | None:
+        """Who has it."""
+        return self.held.executor if self.held else None
 
     @property
     def attempts(self) -> int:
         """How often it was handed out."""
         return len(self.tried)
-
-    @property
-    def merge_key(self) -> Hashable:
-        """Equal for tasks that may be one (EXE-21, EXE-22); unique where they may not."""
-        return merge_key(self.action) if self.action.cacheable else self
-
-    @property
-    def level(self) -> Level:
-        """The order within a tenant: by priority value, favoured mnemonics first."""
-        return (self.priority, 0 if self.favoured else 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+GONE = "it is not there"
 KEPT_FREE = "it is kept free for an action before this one"
 
 _NAMED = 5

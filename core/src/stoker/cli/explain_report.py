@@ -88,8 +88,9 @@ def _head(run: explain.Run) -> Iterator[str]:
     tool = run.client.tool_details
     client = " ".join(filter(None, (tool.tool_name, tool.tool_version)))
     invocation = run.client.tool_invocation_id
-    if client or invocation:
-        yield f"  for {client or 'a client'}{f', invocation {invocation}' if invocation else ''}"
+    said = [client or "a client", invocation and f"invocation {invocation}", run.principal]
+    if any((client, invocation, run.principal)):
+        yield f"  for {', '.join(filter(None, said))}"
     if run.platform.properties:
         asked = ", ".join(f"{entry.name}={entry.value}" for entry in run.platform.properties)
         yield f"  platform {asked}"

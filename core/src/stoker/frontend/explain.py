@@ -11,6 +11,7 @@ from stoker.errors import InvalidRequest, OperationNotFound, RunNotFound, Unavai
 from stoker.frontend.explanation import (
     comparison_message,
     explain_cache,
+    held_back_message,
     run_message,
     waiting_message,
 )
@@ -64,6 +65,8 @@ class ExplainService:
         operation = await self._find_operation(instance, request, call.principal)
         if operation is not None and (found := self._on_its_way(operation, call.principal)):
             run, explanation = found
+        elif operation is not None and operation.stage is not Stage.COMPLETED:
+            return explain.Explanation(run=held_back_message(operation))
         else:
             run = await self._find_ended(instance, request, call.principal)
             names = await self._history.operations(run, call.principal)

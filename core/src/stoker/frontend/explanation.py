@@ -12,7 +12,13 @@ from stoker.history.kept_run import KeptRun
 from stoker.history.nearest import Comparison
 from stoker.protos import explain_pb2 as explain
 from stoker.protos import remote_execution_pb2 as reapi
+from stoker.scheduler.operation import Operation
 from stoker.scheduler.waiting import Outlook
+
+HELD_BACK = (
+    "it is kept back: a server was lost while it had this action, so that it runs when no other "
+    "suspect does, or the queue was full when the server was started again"
+)
 
 MAX_VALUE = 1_000
 """How much of a value that differs is told, in characters."""
@@ -54,10 +60,30 @@ def run_message(
         message=facts.message,
         cached=run.was_cached(cache_failures=cache_failures),
         metadata=run.metadata,
+        principal=facts.principal,
     )
     message.queued.FromNanoseconds(facts.queued_ns)
     if run.ended_ns:
         message.ended.FromNanoseconds(run.ended_ns)
+    return message
+
+
+def held_back_message(operation: Operation) -> explain.Run:
+    """An operation that is not queued yet: it was accepted, and its action may not run now."""
+    message = explain.Run(
+        instance_name=operation.namespace,
+        digest_function=operation.action_digest.function.number,
+        action_digest=operation.action_digest.to_proto(),
+        mnemonic=operation.mnemonic,
+        target=operation.target,
+        stage=reapi.ExecutionStage.QUEUED,
+        operation_names=[operation.name],
+        cache_verdict=operation.cache.verdict.value,
+        cache_detail=operation.cache.detail,
+        wait=HELD_BACK,
+        principal=operation.principal,
+    )
+    message.queued.FromNanoseconds(operation.queued_nanoseconds)
     return message
 
 

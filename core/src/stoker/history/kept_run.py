@@ -29,6 +29,7 @@ class Facts(msgspec.Struct, omit_defaults=True, frozen=True):
     executors: tuple[str, ...] = ()
     queued_ns: int = 0
     platform: dict[str, tuple[str, ...]] = {}
+    principal: str = ""
     tool_name: str = ""
     tool_version: str = ""
     tool_invocation_id: str = ""
@@ -152,6 +153,7 @@ def _facts(record: RunRecord) -> Facts:
         executors=record.executors,
         queued_ns=record.queued_ns,
         platform=_plain(record.action.platform),
+        principal=record.action.principal,
         tool_name=client.tool_details.tool_name,
         tool_version=client.tool_details.tool_version,
         tool_invocation_id=client.tool_invocation_id,

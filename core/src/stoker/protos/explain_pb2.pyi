@@ -122,6 +122,7 @@ class Run(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
     instance_name: _builtins.str
     digest_function: _remote_execution_pb2.DigestFunction.Value.ValueType
     mnemonic: _builtins.str
@@ -140,6 +141,8 @@ class Run(_message.Message):
     """What the client was told beside the result."""
     cached: _builtins.bool
     """Whether its result could be filed in the action cache, or came from there."""
+    principal: _builtins.str
+    """Who the client that came first proved to be; empty where clients do not have to."""
     @_builtins.property
     def action_digest(self) -> _remote_execution_pb2.Digest: ...
     @_builtins.property
@@ -195,10 +198,11 @@ class Run(_message.Message):
         message: _builtins.str = ...,
         cached: _builtins.bool = ...,
         metadata: _remote_execution_pb2.ExecutedActionMetadata | None = ...,
+        principal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "action_digest", b"action_digest", "client", b"client", "command_digest", b"command_digest", "ended", b"ended", "exit_code", b"exit_code", "input_root_digest", b"input_root_digest", "metadata", b"metadata", "platform", b"platform", "queued", b"queued"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "action_digest", b"action_digest", "cache_detail", b"cache_detail", "cache_verdict", b"cache_verdict", "cached", b"cached", "client", b"client", "command_digest", b"command_digest", "digest_function", b"digest_function", "ended", b"ended", "error", b"error", "executors", b"executors", "exit_code", b"exit_code", "input_root_digest", b"input_root_digest", "instance_name", b"instance_name", "message", b"message", "metadata", b"metadata", "mnemonic", b"mnemonic", "operation_names", b"operation_names", "platform", b"platform", "queued", b"queued", "stage", b"stage", "target", b"target", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "action_digest", b"action_digest", "cache_detail", b"cache_detail", "cache_verdict", b"cache_verdict", "cached", b"cached", "client", b"client", "command_digest", b"command_digest", "digest_function", b"digest_function", "ended", b"ended", "error", b"error", "executors", b"executors", "exit_code", b"exit_code", "input_root_digest", b"input_root_digest", "instance_name", b"instance_name", "message", b"message", "metadata", b"metadata", "mnemonic", b"mnemonic", "operation_names", b"operation_names", "platform", b"platform", "principal", b"principal", "queued", b"queued", "stage", b"stage", "target", b"target", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -331,8 +331,12 @@ async def test_why_an_action_waits_is_told_then_and_afterwards(tmp_path: Path) -
     assert ended.run.wait.startswith("no slot is free (local); 0 others were queued and 1 ran")
 
 
-async def test_an_action_that_runs_is_told_of(tmp_path: Path) -> None:
-    async with open_client(EXECUTING, tmp_path) as client, held_up(client, tmp_path):
+OTHER = '[instances.other]\nblob_store = "main"\naction_cache = "main"\n'
+
+
+async def test_an_action_that_runs_is_told_of(tmp_path: Path) -> None:  # OPS-02
+    toml = EXECUTING + OTHER
+    async with open_client(toml, tmp_path) as client, held_up(client, tmp_path):
         # All that is on its way is looked through for a beginning of a hash.
         listed = await client.unary(
             "/google.longrunning.Operations/ListOperations",
@@ -341,6 +345,9 @@ async def test_an_action_that_runs_is_told_of(tmp_path: Path) -> None:
         )
         found = await explain_action(client, operation_name=listed.operations[0].name)
         short = await explain_action(client, found.run.action_digest.hash[:8])
+        [name] = found.run.operation_names
+        foreign = explain_action(client, operation_name=name, instance_name="other")
+        assert await code_of(foreign) == grpc.StatusCode.NOT_FOUND
     assert found.run.stage == reapi.ExecutionStage.EXECUTING
     assert (list(found.run.executors), found.run.metadata.worker) == (["local"], "local")
     assert not found.HasField("waiting")
@@ -379,8 +386,7 @@ async def test_restarts_are_outlived(tmp_path: Path) -> None:
 
 
 async def test_what_is_unknown_or_of_another_instance_is_not_found(tmp_path: Path) -> None:
-    toml = EXECUTING + '[instances.other]\nblob_store = "main"\naction_cache = "main"\n'
-    async with open_client(toml, tmp_path) as client:
+    async with open_client(EXECUTING + OTHER, tmp_path) as client:
         action = await put_copy(client)
         await run(client, action)
         [name] = (await explain_action(client, action)).run.operation_names

@@ -137,6 +137,16 @@ async def test_it_is_whole_however_the_action_ends(  # RUN-15…19, RUN-27…29
     seen.update(facts)
 
 
+async def test_it_is_whole_where_no_process_could_be_started(tmp_path: Path) -> None:  # RUN-27
+    toml = EXECUTING.replace("slots = 4", "slots = 4\nworkers = { one_shot_fallback = false }", 1)
+    async with open_test_server(toml, tmp_path) as server:
+        client = Client(server.address)
+        try:
+            check_whole(await metadata_of(client, **ENDINGS["absent worker"]))
+        finally:
+            client.channel.close()
+
+
 async def test_it_is_whole_in_answers_from_the_action_cache(client: Client) -> None:
     action = await client.put_action("true", "cached")
     made = (await run(client, action)).result.execution_metadata

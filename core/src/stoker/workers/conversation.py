@@ -31,6 +31,14 @@ class ConversationOver(Exception):
         super().__init__(fault.reason)
 
 
+class Answer(NamedTuple):
+    """What a worker has said to one request."""
+
+    response: WorkResponse
+    number: int
+    """Which of all answers of its process this is, from 1. Those that come together differ."""
+
+
 class _GivenUp(NamedTuple):
     """A request that was cancelled, and how long its answer is waited for."""
 
@@ -84,8 +92,8 @@ class Conversation:
         finally:
             self.end(STOPPED)
 
-    async def ask(self, request: WorkRequest) -> WorkResponse:
-        """The response to `request`, whose id is set here. Calls overlap for multiplex workers.
+    async def ask(self, request: WorkRequest) -> Answer:
+        """The answer to `request`, whose id is set here. Calls overlap for multiplex workers.
 
         Raises ConversationOver, at once if it already is. Cancellation gives the request up,
         which a cancellable worker is told.
@@ -103,7 +111,7 @@ class Conversation:
         if exchange.response is None:
             assert exchange.fault is not None, "the exchange is over"
             raise ConversationOver(exchange.fault, answered=exchange.answered)
-        return exchange.response
+        return Answer(exchange.response, exchange.number)
 
     def _give_up(self, exchange: Exchange, over: trio.Event) -> None:
         self._forget_answered()

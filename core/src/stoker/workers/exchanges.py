@@ -32,6 +32,8 @@ class Exchange:
     """Why there is no response."""
     answered: bool = False
     """Whether anything came in answer to it."""
+    number: int = 0
+    """Which of all answers of the process the response is, from 1."""
     given_up: bool = False
     cancel_sent: bool = False
     """Whether a cancel request for it was taken for writing."""
@@ -281,8 +283,9 @@ class Exchanges:
         return None
 
     def _accept(self, matched: list[Exchange]) -> None:
-        self.served += len(matched)
         for exchange in matched:
+            self.served += 1
+            exchange.number = self.served
             if exchange.given_up:
                 self._drop_frames(exchange)
             exchange.finish()

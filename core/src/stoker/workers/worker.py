@@ -10,9 +10,9 @@ import structlog
 import trio
 
 from stoker.errors import StokerError
-from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
+from stoker.protos.worker_protocol_pb2 import WorkRequest
 from stoker.spi import ExecutionStrategy, Process, ProcessSpec, WorkerProtocol
-from stoker.workers.conversation import STOPPED, Conversation, ConversationOver
+from stoker.workers.conversation import STOPPED, Answer, Conversation, ConversationOver
 from stoker.workers.exchanges import Exchanges
 from stoker.workers.failure import Fault, FaultKind, WorkerFailed
 from stoker.workers.key import Mode
@@ -153,8 +153,8 @@ class Worker(Generic[FolderT]):
         if not self.usable:
             raise self._failed(self._exchanges.refusal or STOPPED, answered=False)
 
-    async def perform(self, request: WorkRequest) -> WorkResponse:
-        """The response to `request`, starting the process first where that is still to be done.
+    async def perform(self, request: WorkRequest) -> Answer:
+        """The answer to `request`, starting the process first where that is still to be done.
 
         Its id is set here. Up to `max_requests_in_flight` of the plan's terms may be performed at
         once. Raises WorkerFailed for everything that is no answer to this request (PWK-06,

@@ -276,7 +276,8 @@ class InputRoot:
     async def _carry_out(self, layout: Layout, plain: Set[Digest], executable: Set[Digest]) -> None:
         held = {} if self._policy.link else self._blobs.held(plain)
         if not executable and len(held) == len(plain):
-            await _do(layout.run(Sources(_nowhere, _nowhere, held)))
+            work = layout.run(Sources(_nowhere, _nowhere, held))
+            await (_do_here(work) if layout.is_tiny else _do(work))
             return
         async with (
             self._programs(executable) as programs,
@@ -334,6 +335,13 @@ class InputRoot:
         except BlobNotFound as error:
             return [error.digest]
         return []
+
+
+async def _do_here(work: Iterator[None]) -> None:
+    await trio.lowlevel.checkpoint_if_cancelled()
+    with disk_errors(_DOING):
+        for _ in work:
+            pass
 
 
 async def _do(work: Iterator[None]) -> None:

@@ -29,7 +29,6 @@ from stoker.storage.tree import (
     parse_in,
     read_directories,
     read_properties,
-    subdirectories,
 )
 
 MAX_INPUT_ENTRIES = 1_000_000
@@ -135,9 +134,10 @@ class InputTrees:
                 if entries > self._max_entries:
                     raise _too_many(root, self._max_entries)
                 inline = size < _INLINE_ENTRIES
-                parsed |= await run(_parse_all, found, self._seen, inline=inline)
-                for digest, directory in found:
-                    below.update(dict.fromkeys(subdirectories(digest, directory)))
+                new = await run(_parse_all, found, self._seen, inline=inline)
+                parsed |= new
+                for listing in new.values():
+                    below.update(dict.fromkeys(listing.directories.values()))
             level = [digest for digest in below if digest not in seen]
             seen.update(level)
             level = self._unknown(level, held)
@@ -203,11 +203,12 @@ class InputTrees:
         held = self._blobs.held(unseen)
         if held:
             since = min(since, now - HELD_SECONDS)
+            self._see(held, now - HELD_SECONDS)
         return unseen - held.keys(), since
 
-    def _see(self, digests: Collection[Digest], now: float) -> None:
+    def _see(self, digests: Iterable[Digest], at: float) -> None:
         for digest in digests:
-            self._seen[digest.hash] = _Seen(digest, now)
+            self._seen[digest.hash] = _Seen(digest, at)
             self._seen.move_to_end(digest.hash)
         while len(self._seen) > _SEEN_FILES:
             self._seen.popitem(last=False)
@@ -271,26 +272,34 @@ def _parse_all(
 def _parse(digest: Digest, directory: reapi.Directory, seen: Mapping[str, _Seen]) -> _Parsed:
     check_directory(digest, directory)
     return _Parsed(
-        {node.name: _parse_file(digest, node, seen) for node in directory.files},
+        _parse_files(digest, directory.files, seen),
         {node.name: parse_in(digest, node) for node in directory.directories},
         {link.name: link.target for link in directory.symlinks},
     )
 
 
-def _parse_file(directory: Digest, node: reapi.FileNode, seen: Mapping[str, _Seen]) -> FileEntry:
-    named = node.digest
-    before = seen.get(named.hash)
-    # What was found well formed before need not be looked at again: that takes most of the time.
-    digest = before.digest if before is not None else None
-    if (
-        digest is None
-        or digest.size_bytes != named.size_bytes
-        or digest.function is not directory.function
-    ):
-        digest = parse_in(directory, node)
-    if not node.HasField("node_properties"):
-        return FileEntry(digest, node.is_executable)
-    return FileEntry(digest, node.is_executable, *read_properties(directory, node))
+def _parse_files(
+    directory: Digest, nodes: Iterable[reapi.FileNode], seen: Mapping[str, _Seen]
+) -> dict[str, FileEntry]:
+    """One loop: it is done for all files of each directory in which one has changed."""
+    files, function, look = {}, directory.function, seen.get
+    for node in nodes:
+        named = node.digest
+        before = look(named.hash)
+        # What was found well formed before need not be looked at again: that takes longest.
+        digest = None if before is None else before.digest
+        if (
+            digest is None
+            or digest.size_bytes != named.size_bytes
+            or digest.function is not function
+        ):
+            digest = parse_in(directory, node)
+        if node.HasField("node_properties"):
+            properties = read_properties(directory, node)
+            files[node.name] = FileEntry(digest, node.is_executable, *properties)
+        else:
+            files[node.name] = FileEntry(digest, node.is_executable)
+    return files
 
 
 def _link(

@@ -18,13 +18,12 @@ from stoker.execution.run import Ending, Run, conclude
 from stoker.execution.uploads import Uploads
 from stoker.execution.worker_folders import RequestFolder, WorkerFolder
 from stoker.protos import remote_execution_pb2 as reapi
-from stoker.protos.worker_protocol_pb2 import WorkRequest
 from stoker.spi import BlobStore
 from stoker.workers.conversation import Answer
 from stoker.workers.failure import WorkerFailed
 from stoker.workers.plan import WorkerPlan
 from stoker.workers.pool import WorkerPool
-from stoker.workers.requests import build_request
+from stoker.workers.requests import SpeltRequest, build_request
 from stoker.workers.settings import WorkerSettings
 from stoker.workers.worker import Worker
 
@@ -100,7 +99,7 @@ class OnWorker:
         return await conclude(run, ending, None, self._blobs)
 
     async def _attempt(
-        self, run: Run, plan: WorkerPlan, request: WorkRequest, *, avoid_warm: bool
+        self, run: Run, plan: WorkerPlan, request: SpeltRequest, *, avoid_warm: bool
     ) -> Outcome:
         async with self._lease(run, plan, avoid_warm=avoid_warm) as worker:
             # The pool may have it serve another action before this one has told of itself.
@@ -110,7 +109,7 @@ class OnWorker:
                 # What it takes to start is not the action's time (RUN-20).
                 await worker.start()
                 run.start()
-                request.sandbox_dir = folder.sandbox_dir
+                request.head.sandbox_dir = folder.sandbox_dir
                 answer = await _perform(run, worker, request, folder)
                 run.stages.mark("execution_completed")
                 run.stages.note(
@@ -182,12 +181,12 @@ def process_exit_code(number: int) -> int:
 
 
 async def _perform(
-    run: Run, worker: Worker[WorkerFolder], request: WorkRequest, folder: RequestFolder
+    run: Run, worker: Worker[WorkerFolder], request: SpeltRequest, folder: RequestFolder
 ) -> Answer | None:
     """The answer, or None where the time was over before it came (PWK-15)."""
     folder.is_open = True
     with trio.move_on_after(run.limit_seconds):
-        answer = await worker.perform(request)
+        answer = await worker.perform(*request)
         folder.is_open = False
         return answer
     return None

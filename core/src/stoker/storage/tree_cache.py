@@ -134,9 +134,9 @@ class InputTrees:
                 if entries > self._max_entries:
                     raise _too_many(root, self._max_entries)
                 inline = size < _INLINE_ENTRIES
-                new = await run(_parse_all, found, self._seen, inline=inline)
-                parsed |= new
-                for listing in new.values():
+                listings = await run(_parse_all, found, self._seen, inline=inline)
+                parsed |= listings
+                for listing in listings.values():
                     below.update(dict.fromkeys(listing.directories.values()))
             level = [digest for digest in below if digest not in seen]
             seen.update(level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import trio
@@ -92,8 +93,8 @@ class Conversation:
         finally:
             self.end(STOPPED)
 
-    async def ask(self, request: WorkRequest) -> Answer:
-        """The answer to `request`, whose id is set here. Calls overlap for multiplex workers.
+    async def ask(self, request: WorkRequest, inputs: Sequence[bytes] = ()) -> Answer:
+        """The answer to `request`, whose id is set here, with more `inputs`. Calls overlap for multiplex workers.
 
         Raises ConversationOver, at once if it already is. Cancellation gives the request up,
         which a cancellable worker is told.
@@ -101,7 +102,7 @@ class Conversation:
         if (refusal := self._exchanges.refusal) is not None:
             raise ConversationOver(refusal, answered=False)
         over = trio.Event()
-        exchange = self._exchanges.ask(request, over.set)
+        exchange = self._exchanges.ask(request, over.set, inputs)
         self._frames_wanted.unpark()
         try:
             await over.wait()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -116,13 +116,15 @@ class Exchanges:
             return Fault(FaultKind.ABANDONED, "has yet to answer a request that was cancelled")
         return None
 
-    def ask(self, request: WorkRequest, on_over: Callable[[], object]) -> Exchange:
-        """Queue `request`, whose id is set here. Only while `usable`."""
+    def ask(
+        self, request: WorkRequest, on_over: Callable[[], object], inputs: Sequence[bytes] = ()
+    ) -> Exchange:
+        """Queue `request`, whose id is set here, with more `inputs`. Only while `usable`."""
         assert self.usable, "whoever asks has looked at that"
         assert self._multiplex or not (self._open or self._frames), "it is asked one thing a time"
         request.request_id = next(self._ids) if self._multiplex else 0
         exchange = Exchange(request.request_id, on_over)
-        frame = _Frame(exchange, self._protocol.encode(request), is_cancel=False)
+        frame = _Frame(exchange, self._protocol.encode_with(request, inputs), is_cancel=False)
         self._frames.append(frame)
         return exchange
 

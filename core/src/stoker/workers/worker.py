@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -153,10 +153,10 @@ class Worker(Generic[FolderT]):
         if not self.usable:
             raise self._failed(self._exchanges.refusal or STOPPED, answered=False)
 
-    async def perform(self, request: WorkRequest) -> Answer:
+    async def perform(self, request: WorkRequest, inputs: Sequence[bytes] = ()) -> Answer:
         """The answer to `request`, starting the process first where that is still to be done.
 
-        Its id is set here. Up to `max_requests_in_flight` of the plan's terms may be performed at
+        Its id is set here. More `inputs` may come serialized: see `WorkerProtocol.encode_with`. Up to `max_requests_in_flight` of the plan's terms may be performed at
         once. Raises WorkerFailed for everything that is no answer to this request (PWK-06,
         PWK-09, PWK-10), after which the worker is of no more use, and what `start` raises.
 
@@ -168,7 +168,7 @@ class Worker(Generic[FolderT]):
             await self.start()
         assert self._conversation is not None, "it has started"
         try:
-            return await self._conversation.ask(request)
+            return await self._conversation.ask(request, inputs)
         except ConversationOver as error:
             raise self._failed(error.fault, answered=error.answered) from None
 

@@ -62,7 +62,8 @@ class _Parsed(NamedTuple):
 class _Seen(NamedTuple):
     """A file that was in the store."""
 
-    digest: Digest
+    entry: FileEntry
+    """What it is in most directories: shared by them."""
     at: float
 
 
@@ -195,7 +196,7 @@ class InputTrees:
         unseen = set()
         for digest in digests:
             seen = self._seen.get(digest.hash)
-            if seen is None or seen.at <= too_long_ago or seen.digest != digest:
+            if seen is None or seen.at <= too_long_ago or seen.entry.digest != digest:
                 unseen.add(digest)
             elif seen.at < since:
                 since = seen.at
@@ -208,7 +209,7 @@ class InputTrees:
 
     def _see(self, digests: Iterable[Digest], at: float) -> None:
         for digest in digests:
-            self._seen[digest.hash] = _Seen(digest, at)
+            self._seen[digest.hash] = _Seen(FileEntry(digest), at)
             self._seen.move_to_end(digest.hash)
         while len(self._seen) > _SEEN_FILES:
             self._seen.popitem(last=False)
@@ -287,18 +288,17 @@ def _parse_files(
         named = node.digest
         before = look(named.hash)
         # What was found well formed before need not be looked at again: that takes longest.
-        digest = None if before is None else before.digest
+        entry = None if before is None else before.entry
         if (
-            digest is None
-            or digest.size_bytes != named.size_bytes
-            or digest.function is not function
+            entry is None
+            or entry.digest.size_bytes != named.size_bytes
+            or entry.digest.function is not function
         ):
-            digest = parse_in(directory, node)
-        if node.HasField("node_properties"):
+            entry = FileEntry(parse_in(directory, node))
+        if node.is_executable or node.HasField("node_properties"):
             properties = read_properties(directory, node)
-            files[node.name] = FileEntry(digest, node.is_executable, *properties)
-        else:
-            files[node.name] = FileEntry(digest, node.is_executable)
+            entry = FileEntry(entry.digest, node.is_executable, *properties)
+        files[node.name] = entry
     return files
 
 

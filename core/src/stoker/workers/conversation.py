@@ -94,8 +94,9 @@ class Conversation:
             self.end(STOPPED)
 
     async def ask(self, request: WorkRequest, inputs: Sequence[bytes] = ()) -> Answer:
-        """The answer to `request`, whose id is set here, with more `inputs`. Calls overlap for multiplex workers.
+        """The answer to `request`, whose id is set here, with more `inputs`.
 
+        Calls overlap for multiplex workers.
         Raises ConversationOver, at once if it already is. Cancellation gives the request up,
         which a cancellable worker is told.
         """

@@ -156,9 +156,10 @@ class Worker(Generic[FolderT]):
     async def perform(self, request: WorkRequest, inputs: Sequence[bytes] = ()) -> Answer:
         """The answer to `request`, starting the process first where that is still to be done.
 
-        Its id is set here. More `inputs` may come serialized: see `WorkerProtocol.encode_with`. Up to `max_requests_in_flight` of the plan's terms may be performed at
-        once. Raises WorkerFailed for everything that is no answer to this request (PWK-06,
-        PWK-09, PWK-10), after which the worker is of no more use, and what `start` raises.
+        Its id is set here. More `inputs` may come serialized: see `WorkerProtocol.encode_with`.
+        Up to `max_requests_in_flight` of the plan's terms may be performed at once. Raises
+        WorkerFailed for everything that is no answer to this request (PWK-06, PWK-09, PWK-10),
+        after which the worker is of no more use, and what `start` raises.
 
         There is no deadline but the caller's. Cancellation gives the request up: a cancellable
         worker is told by a cancel request (PWK-15), and `recover` waits for its answer; any other

@@ -59,8 +59,8 @@ class LocalProcess(spi.Process):
             os.close(stdin)
             os.close(to_stdin)
             raise
-        # A request to a persistent worker that lists a thousand files then goes in one write. Without
-        # privileges there may be too many pipes of that size.
+        # A request to a persistent worker that lists a thousand files then goes in one write. The
+        # kernel may refuse, where a user has very many of that size.
         with suppress(OSError):
             fcntl.fcntl(to_stdin, fcntl.F_SETPIPE_SZ, _STDIN_BYTES)
         self.stdin, self.stdout = map(trio.lowlevel.FdStream, (to_stdin, from_stdout))

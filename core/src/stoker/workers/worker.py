@@ -141,6 +141,17 @@ class Worker(Generic[FolderT]):
         worker is of no more use.
         """
         self._wanted.set()
+        if self._settled.is_set():
+            # A full turn of the loop would be a good part of a warm action.
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await self._wait_settled()
+        if self._start_error is not None:
+            raise self._start_error
+        if not self.usable:
+            raise self._failed(self._exchanges.refusal or STOPPED, answered=False)
+
+    async def _wait_settled(self) -> None:
         self._waiting_for_start += 1
         try:
             await self._settled.wait()
@@ -148,10 +159,6 @@ class Worker(Generic[FolderT]):
             self._waiting_for_start -= 1
             if not self._waiting_for_start and not self._settled.is_set():
                 self.kill()
-        if self._start_error is not None:
-            raise self._start_error
-        if not self.usable:
-            raise self._failed(self._exchanges.refusal or STOPPED, answered=False)
 
     async def perform(self, request: WorkRequest, inputs: Sequence[bytes] = ()) -> Answer:
         """The answer to `request`, starting the process first where that is still to be done.

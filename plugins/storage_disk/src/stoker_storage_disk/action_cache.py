@@ -44,7 +44,7 @@ class DiskActionCache(ActionCache):
     async def get(self, key: ActionKey) -> ActionResult | None:
         # Nearly every action that is run was asked for here before, in vain.
         if self._absent.surely(_name(key)):
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             return None
         return await self._threads.read(self._get, key)
 

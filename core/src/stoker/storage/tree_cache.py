@@ -271,12 +271,11 @@ def _parse_all(
 
 
 def _parse(digest: Digest, directory: reapi.Directory, seen: Mapping[str, _Seen]) -> _Parsed:
-    check_directory(digest, directory)
-    return _Parsed(
-        _parse_files(digest, directory.files, seen),
-        {node.name: parse_in(digest, node) for node in directory.directories},
-        {link.name: link.target for link in directory.symlinks},
-    )
+    files = _parse_files(digest, directory.files, seen)
+    directories = {node.name: parse_in(digest, node) for node in directory.directories}
+    symlinks = {link.name: link.target for link in directory.symlinks}
+    check_directory(digest, directory, {*files, *directories, *symlinks})
+    return _Parsed(files, directories, symlinks)
 
 
 def _parse_files(

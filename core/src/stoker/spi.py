@@ -699,6 +699,17 @@ class WorkerProtocol(abc.ABC):
     def encode(self, request: WorkRequest) -> bytes:
         """`request` as the worker reads it from its stdin."""
 
+    def encode_with(self, request: WorkRequest, inputs: Sequence[bytes]) -> bytes:
+        """As `encode`, of `request` with more inputs: those of the serialized messages `inputs`.
+
+        Thousands, as a rule, which were serialized once for many requests. A protocol whose frame
+        is made of such bytes need not parse them.
+        """
+        whole = WorkRequest()
+        whole.CopyFrom(request)
+        whole.MergeFromString(b"".join(inputs))
+        return self.encode(whole)
+
     @abc.abstractmethod
     def decoder(self, limit_bytes: int) -> ResponseDecoder:
         """A decoder for one process, which refuses a response of more than `limit_bytes`."""

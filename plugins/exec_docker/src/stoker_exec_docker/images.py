@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import posixpath
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -32,6 +33,10 @@ _LASTING: Final = (
     "no matching manifest",
     "is not a valid",
 )
+
+
+_OF_THE_SYSTEM: Final = frozenset({"", "dev", "proc", "sys"})
+"""Folders where no image has anything to say, and the root itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +119,17 @@ class Images:
             await trio.lowlevel.checkpoint()
             return self._known[name]
         image = await self._look(name)
-        if image is None and self._policy != "never":
-            await self._pull(name)
-            image = await self._look(name)
-        if image is None:
+        if image is not None:
+            return image
+        if self._policy == "never":
             raise spi.FailedPrecondition(
                 f"the container engine has no image {name}, and images are not pulled here"
             )
+        await self._pull(name)
+        image = await self._look(name)
+        if image is None:
+            # Its answer broke off, or somebody has removed it since.
+            raise spi.Unavailable(f"image {name} cannot be had: it was fetched, and is not there")
         return image
 
     def _is_due(self, name: str) -> bool:
@@ -200,6 +209,16 @@ def _image(name: str, facts: Facts) -> Image:
         name=name,
         digest=str(facts["Id"]),
         repository_digests=tuple(digests),
-        volumes=tuple(sorted(configuration.get("Volumes") or ())),
+        volumes=_volumes(name, configuration.get("Volumes") or ()),
         variables=tuple(variable.partition("=")[0] for variable in configuration.get("Env") or ()),
     )
+
+
+def _volumes(name: str, wanted: Iterable[str]) -> tuple[str, ...]:
+    volumes = set()
+    for volume in wanted:
+        path = posixpath.normpath(volume)
+        if not path.startswith("/") or path.split("/")[1] in _OF_THE_SYSTEM:
+            raise spi.FailedPrecondition(f"image {name} wants a volume at {volume}")
+        volumes.add(path)
+    return tuple(sorted(volumes))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -68,8 +70,11 @@ class DockerProcess(spi.Process):
         self._is_known = False
         """Whether it has been seen running, or ended."""
         self._pumped = trio.Event()
+        self._is_torn = False
+        """Whether its streams ended where they surely should not."""
         self._exited = trio.Event()
         self._ended = False
+        self._killing = trio.Lock()
         self._exit: spi.Exit | None = None
         self._failure: spi.StokerError | None = None
         self._life = trio.CancelScope(shield=True)
@@ -81,7 +86,10 @@ class DockerProcess(spi.Process):
 
     async def begin(self) -> None:
         """Start it. Raises what `ExecutionStrategy.start` raises, and ContainerLost."""
-        program = await trio.to_thread.run_sync(self._admit)
+        try:
+            program = await trio.to_thread.run_sync(self._admit)
+        except ProcessLookupError as error:
+            raise ContainerLost(f"{self._container.name} has ended") from error
         try:
             self._command = await self._prepare(program)
         except (NoSuchThing, Refused, NotAnswering) as error:
@@ -93,13 +101,18 @@ class DockerProcess(spi.Process):
         self._nursery.start_soon(self._attend, self._connection)
 
     def _admit(self) -> str:
-        """Let the container see the folders, and look for the program there."""
+        """Let the container see the folders, and look for the program there.
+
+        Raises ProcessLookupError if it has ended.
+        """
         container, spec = self._container, self._spec
         try:
             container.admit(spec)
             user = container.plan.wishes.user
             self._files.enter_context(handed_over((spec.root, spec.temporary_directory), user))
             self._open_files()
+        except ProcessLookupError:
+            raise
         except OSError as error:
             container.usable = False
             raise spi.Unavailable(f"{container.name} cannot be prepared: {error}") from error
@@ -109,8 +122,8 @@ class DockerProcess(spi.Process):
 
     def _check_working_directory(self) -> None:
         inside, folder = self._container.inside, self._spec.working_directory
-        resolved = inside.resolve(os.path.join(self._spec.root, folder))
-        if resolved is None or not inside.is_folder(resolved):
+        status = inside.status(os.path.join(self._spec.root, folder))
+        if status is None or not stat.S_ISDIR(status.st_mode):
             raise spi.FailedPrecondition(
                 f"the working directory {folder or '.'} leads to no directory"
             )
@@ -178,9 +191,10 @@ class DockerProcess(spi.Process):
         try:
             while data := await connection.receive():
                 await self._deliver(decoder.feed(data))
+            self._is_torn = not decoder.is_whole
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             # What became of the process is told by others.
-            return
+            self._is_torn = True
         finally:
             self._pumped.set()
             if self._output is not None:
@@ -207,11 +221,19 @@ class DockerProcess(spi.Process):
         if facts["Running"]:
             await self._wait_for_end(int(facts["Pid"]))
             # What it left may hold its outputs open.
-            await trio.to_thread.run_sync(self._container.kill)
+            await self._kill_what_is_left()
             facts = await self._wait_until_over()
         if self._output is None:
             await self._pumped.wait()
+        if self._is_torn:
+            raise spi.Unavailable(f"the streams of {self.name} broke off")
         return await self._read_exit(facts)
+
+    async def _kill_what_is_left(self) -> None:
+        async with self._killing:
+            # Once it is given back, what runs in the container is another's.
+            if not self._ended:
+                await trio.to_thread.run_sync(self._container.kill)
 
     async def _wait_until_known(self) -> Facts:
         pause_seconds = _FIRST_PAUSE_SECONDS
@@ -230,6 +252,7 @@ class DockerProcess(spi.Process):
 
     async def _wait_for_end(self, pid: int) -> None:
         """Until the process has ended, whoever else holds its outputs."""
+        outputs = _output_pipes(pid)
         try:
             descriptor = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -238,16 +261,19 @@ class DockerProcess(spi.Process):
             # The number may have been given to another since.
             if self._container.is_member(pid):
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._ask_when_streams_end)
+                    nursery.start_soon(self._ask_when_streams_end, pid, outputs)
                     await trio.lowlevel.wait_readable(descriptor)
                     nursery.cancel_scope.cancel()
         finally:
             os.close(descriptor)
 
-    async def _ask_when_streams_end(self) -> None:
+    async def _ask_when_streams_end(self, pid: int, outputs: frozenset[int]) -> None:
         """Find out whether it was the process that ended them, or an engine that went away."""
         await self._pumped.wait()
         await self._engine.inspect_command(self._command)
+        # It would write on, and nobody would ever have it.
+        if outputs & _output_pipes(pid):
+            raise spi.Unavailable(f"the streams of {self.name} ended while it had them open")
 
     async def _wait_until_over(self) -> Facts:
         pause_seconds = _FIRST_PAUSE_SECONDS
@@ -323,7 +349,8 @@ class DockerProcess(spi.Process):
             return
         try:
             with trio.fail_after(_KILL_BOUND_SECONDS):
-                await trio.to_thread.run_sync(self._container.settle)
+                async with self._killing:
+                    await trio.to_thread.run_sync(self._container.settle)
         except (spi.Unavailable, OSError, trio.TooSlowError):
             await self._engine_removes()
 
@@ -353,6 +380,17 @@ def _first(group: BaseExceptionGroup[spi.StokerError]) -> spi.StokerError:
         error = error.exceptions[0]
     assert isinstance(error, spi.StokerError)
     return error
+
+
+def _output_pipes(pid: int) -> frozenset[int]:
+    """The numbers of the pipes that a process writes to; none once it has ended."""
+    pipes = set()
+    for output in (1, 2):
+        with suppress(OSError):
+            status = Path(f"/proc/{pid}/fd/{output}").stat()
+            if stat.S_ISFIFO(status.st_mode):
+                pipes.add(status.st_ino)
+    return frozenset(pipes)
 
 
 def _write_all(pieces: Sequence[tuple[int, bytes]]) -> None:

@@ -58,7 +58,8 @@ class Executor:
         self._settings = settings
 
     async def run(self, action: LoadedAction, started: Started) -> Outcome:
-        """Run `action`. `started` is called once its inputs are there, just before it begins.
+        """Run `action`. `started` is called once its inputs are there, just before it begins, and
+        before that whenever there is something to tell of what is fetched for it.
 
         An outcome may hold an error and a result: a timeout with what the action had written
         (RUN-19), a program that cannot be started (RUN-17), outputs that REAPI has no word for.
@@ -82,6 +83,7 @@ class Executor:
             begun=begun,
             budget=self._settings.output_budget(self.name, action),
         )
+        await self._strategy.prepare(action.platform, run.tell)
         try:
             return await self._run_on_worker(run) or await self._one_shot.run(run)
         except InputsMissing as error:

@@ -309,6 +309,8 @@ class Scheduler:
         for operation in self._interest[task]:
             queued = operation.metadata.queued_timestamp
             operation.stage = stage
+            # Facts of an earlier moment are over.
+            operation.metadata.ClearField("auxiliary_metadata")
             operation.metadata.MergeFrom(metadata)
             operation.metadata.queued_timestamp.CopyFrom(queued)
             operation.announce()

@@ -45,7 +45,6 @@ class Container:
             self._groups = _groups(pid, name)
             self._spared = self._wait_for_keeper()
             self._before = self._groups.measure()
-            self.env_program = self._find_env()
             # Whatever the image has there: engines take the permissions over from it.
             open_to_all(self.inside, plan.temporary_folders)
         except ProcessLookupError as error:
@@ -58,11 +57,6 @@ class Container:
     def close(self) -> None:
         """Give back what is held of it out here; it may still run."""
         self.inside.close()
-
-    def _find_env(self) -> str | None:
-        """A program that starts others with fewer variables, if the image has it."""
-        programs = ("/usr/bin/env", "/bin/env")
-        return next((path for path in programs if self.inside.status(path)), None)
 
     def _wait_for_keeper(self) -> frozenset[int]:
         deadline = time.monotonic() + _KEEPER_BOUND_SECONDS

@@ -191,16 +191,20 @@ class Engine:
         """What the engine has under a name."""
         return cast("Facts", await self._call("inspect_image", name))
 
-    async def pull(self, repository: str, tag: str) -> None:
-        """Have the engine fetch an image, however long that takes."""
+    async def pull(self, repository: str, tag: str, note: Callable[[Facts], None]) -> None:
+        """Have the engine fetch an image, however long that takes.
+
+        `note` is called in another thread, with each step that the engine tells of.
+        """
         await self._in_thread(
-            partial(self._pull, repository, tag), limiter=self._pull_limiter, abandon=True
+            partial(self._pull, repository, tag, note), limiter=self._pull_limiter, abandon=True
         )
 
-    def _pull(self, repository: str, tag: str) -> None:
+    def _pull(self, repository: str, tag: str, note: Callable[[Facts], None]) -> None:
         for step in self._client.pull(repository, tag=tag, stream=True, decode=True):
             if "error" in step:
                 raise Refused(str(step["error"]))
+            note(step)
 
     # --- how calls are made ----------------------------------------------------------------------
 

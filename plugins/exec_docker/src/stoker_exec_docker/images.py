@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,9 +14,11 @@ import trio
 from stoker import spi
 from stoker_exec_docker.connection import open_image_events
 from stoker_exec_docker.engine import Engine, Facts, NoSuchThing, NotAnswering, Refused
+from stoker_exec_docker.pull_progress import PullProgress
 from stoker_exec_docker.settings import PullPolicy
 
 _WATCH_PAUSE_SECONDS: Final = 1.0
+_TELL_SECONDS: Final = 1.0
 
 # What registries and engines say of a name that will not become right by itself (ISO-02).
 _LASTING: Final = (
@@ -58,6 +60,7 @@ class Image:
 @dataclass(slots=True)
 class _Pull:
     done: trio.Event = field(default_factory=trio.Event)
+    progress: PullProgress = field(default_factory=PullProgress)
     error: spi.StokerError | None = None
 
 
@@ -106,15 +109,16 @@ class Images:
         self._changes += 1
         self._known.clear()
 
-    async def find(self, name: str) -> Image:
+    async def find(self, name: str, tell: spi.Tell | None = None) -> Image:
         """The image that `name` stands for now, fetched if need be.
 
         A failure is never remembered: the next call asks again. Raises FailedPrecondition for a
         name under which there is nothing, or nothing for us, and Unavailable otherwise.
-        Cancelled, a fetch that was begun goes on, for others and for later.
+        Cancelled, a fetch that was begun goes on, for others and for later. Meanwhile `tell` is
+        called each time that it has gone on, once a second at most.
         """
         if self._is_due(name):
-            await self._pull(name)
+            await self._pull(name, tell)
         elif name in self._known:
             await trio.lowlevel.checkpoint()
             return self._known[name]
@@ -125,7 +129,7 @@ class Images:
             raise spi.FailedPrecondition(
                 f"the container engine has no image {name}, and images are not pulled here"
             )
-        await self._pull(name)
+        await self._pull(name, tell)
         image = await self._look(name)
         if image is None:
             # Its answer broke off, or somebody has removed it since.
@@ -153,20 +157,20 @@ class Images:
             self._known[name] = image
         return image
 
-    async def _pull(self, name: str) -> None:
+    async def _pull(self, name: str, tell: spi.Tell | None) -> None:
         """Take part in the one pull of this name."""
         pull = self._pulls.get(name)
         if pull is None:
             pull = self._pulls[name] = _Pull()
             # Not in the task of who asks first: were that cancelled, others still wait for it.
             self._nursery.start_soon(self._run_pull, name, pull)
-        await pull.done.wait()
+        await _wait(name, pull, tell)
         if pull.error is not None:
             raise pull.error.again()
 
     async def _run_pull(self, name: str, pull: _Pull) -> None:
         try:
-            await self._engine.pull(*split_name(name))
+            await self._engine.pull(*split_name(name), pull.progress.note)
             self._pulled_at[name] = trio.current_time()
             self.forget()
         except (NoSuchThing, Refused) as error:
@@ -176,6 +180,16 @@ class Images:
         finally:
             del self._pulls[name]
             pull.done.set()
+
+
+async def _wait(name: str, pull: _Pull, tell: spi.Tell | None) -> None:
+    told: Mapping[str, str | float] = {}
+    while not pull.done.is_set():
+        if tell is not None and (facts := pull.progress.facts(name)) != told:
+            told = facts
+            tell(facts)
+        with trio.move_on_after(_TELL_SECONDS):
+            await pull.done.wait()
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -40,6 +40,8 @@ class Inside:
     It is this process's for ever, never another's that has got its number.
     """
 
+    _root = "root"
+
     def __init__(self, pid: int) -> None:
         """Raises OSError."""
         self._process = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -56,7 +58,7 @@ class Inside:
 
     def open(self, path: str, flags: int) -> int:
         """A descriptor of a file. Raises OSError: ProcessLookupError if the process has ended."""
-        top = self._open_own("root", os.O_PATH | os.O_DIRECTORY)
+        top = self._open_own(self._root, os.O_PATH | os.O_DIRECTORY)
         try:
             return open_below(top, path, flags)
         finally:
@@ -64,7 +66,7 @@ class Inside:
 
     def check(self) -> None:
         """Raises ProcessLookupError if the process has ended."""
-        os.close(self._open_own("root", os.O_PATH | os.O_DIRECTORY))
+        os.close(self._open_own(self._root, os.O_PATH | os.O_DIRECTORY))
 
     def status(self, path: str) -> os.stat_result | None:
         """Of what a path leads to; None if it leads nowhere. Raises ProcessLookupError."""
@@ -91,6 +93,16 @@ class Inside:
             return os.open(name, flags | os.O_CLOEXEC, dir_fd=self._process)
         except (FileNotFoundError, ProcessLookupError) as error:
             raise ProcessLookupError("the process has ended") from error
+
+
+class InsideFolder(Inside):
+    """The same for processes whose root a folder is to be."""
+
+    _root = "."
+
+    def __init__(self, folder: Path) -> None:
+        """Raises OSError."""
+        self._process = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def open_below(top: int, path: str | Path, flags: int) -> int:

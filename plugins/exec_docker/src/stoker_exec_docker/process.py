@@ -19,8 +19,10 @@ from stoker_exec_docker.container import Container
 from stoker_exec_docker.engine import Engine, Facts, NoSuchThing, NotAnswering, Refused
 from stoker_exec_docker.frames import STDERR, Frame, FrameDecoder
 from stoker_exec_docker.handover import handed_over
+from stoker_exec_docker.inside import Inside, InsideFolder
 from stoker_exec_docker.pipes import Stdin, Stdout
-from stoker_exec_docker.program import find_program
+from stoker_exec_docker.program import find_env, find_program
+from stoker_exec_docker.rooting import as_rooted, rooted
 
 # Most commands have ended by then, which their streams tell; to ask meanwhile would keep the
 # engine from starting them.
@@ -63,6 +65,7 @@ class DockerProcess(spi.Process):
         self._container = container
         self._spec = spec
         self._files = ExitStack()
+        self._env_program: str | None = None
         self._command = ""
         self._connection: Connection | None = None
         self._may_run = False
@@ -116,12 +119,29 @@ class DockerProcess(spi.Process):
         except OSError as error:
             container.usable = False
             raise spi.Unavailable(f"{container.name} cannot be prepared: {error}") from error
-        program = find_program(container.inside, spec, user)
-        self._check_working_directory()
+        inside = self._view()
+        program = find_program(inside, self._spec, user)
+        self._check_working_directory(inside)
+        self._env_program = find_env(inside)
         return program
 
-    def _check_working_directory(self) -> None:
-        inside, folder = self._container.inside, self._spec.working_directory
+    def _view(self) -> Inside:
+        """What the process will see. Raises Unavailable, FailedPrecondition."""
+        if not self._container.plan.wishes.input_root_as_root:
+            return self._container.inside
+        spec = self._spec
+        try:
+            own_root = rooted(self._container.inside, spec.root, spec.temporary_directory)
+            self._files.enter_context(own_root)
+            view = InsideFolder(spec.root)
+        except OSError as error:
+            raise spi.Unavailable(f"the input root cannot be /: {error}") from error
+        self._files.callback(view.close)
+        self._spec = as_rooted(spec)
+        return view
+
+    def _check_working_directory(self, inside: Inside) -> None:
+        folder = self._spec.working_directory
         status = inside.status(os.path.join(self._spec.root, folder))
         if status is None or not stat.S_ISDIR(status.st_mode):
             raise spi.FailedPrecondition(
@@ -153,7 +173,7 @@ class DockerProcess(spi.Process):
     def _as_the_engine_takes_it(self, program: str) -> tuple[Sequence[str], Sequence[str]]:
         """The command and its variables: a name without a value is one that is taken away."""
         given = self._spec.environment
-        env = self._container.env_program
+        env = self._env_program
         variables = [f"{name}={value}" for name, value in given.items()]
         argv = list(self._spec.argv)
         if "/" not in argv[0] and not given.get("PATH"):

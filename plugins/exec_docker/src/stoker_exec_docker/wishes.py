@@ -29,6 +29,7 @@ class Wishes:
     run_as_root: bool = False
     privileged: bool = False
     reuse: bool = False
+    input_root_as_root: bool = False
 
 
 def read_wishes(settings: DockerSettings, properties: Properties, user: spi.ProcessUser) -> Wishes:
@@ -41,6 +42,7 @@ def read_wishes(settings: DockerSettings, properties: Properties, user: spi.Proc
     capabilities = _capabilities(settings, properties)
     own_user = _user(settings, properties)
     ordinary = not (privileged or run_as_root or capabilities or own_user)
+    own_root = _boolean(properties, "input-root-as-root", settings.input_root_as_root)
     return Wishes(
         image=_image(settings, properties),
         network=_network(settings, properties),
@@ -49,7 +51,8 @@ def read_wishes(settings: DockerSettings, properties: Properties, user: spi.Proc
         run_as_root=run_as_root,
         privileged=privileged,
         # What had more rights than others may have changed more than can be seen.
-        reuse=_reuse(settings, properties) and ordinary,
+        reuse=_reuse(settings, properties) and ordinary and not own_root,
+        input_root_as_root=own_root,
     )
 
 
@@ -107,11 +110,11 @@ def _allowed(properties: Properties, name: str, permission: bool) -> bool:
     return wish
 
 
-def _boolean(properties: Properties, name: str) -> bool:
+def _boolean(properties: Properties, name: str, default: bool = False) -> bool:
     value = _value(properties, name)
     if value.lower() not in {"", *_BOOLEANS}:
         raise spi.FailedPrecondition(f"{name}={value} is neither true nor false")
-    return _BOOLEANS.get(value.lower(), False)
+    return _BOOLEANS.get(value.lower(), default)
 
 
 def _capabilities(settings: DockerSettings, properties: Properties) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from stoker.scheduler.matching import Offer
 from stoker.scheduler.scheduler import Scheduler, open_scheduler
 from stoker.scheduler.settings import SchedulerSettings
 from stoker.scheduler.slots import serve_slot
+from stoker.storage.completeness import CompleteActionCache
 from stoker.storage.memory import MemoryActionCache, MemoryBlobStore
 
 EXECUTOR, SLOTS = "idle", 64
@@ -98,10 +99,11 @@ async def _file_nothing(_action: LoadedAction, _result: reapi.ActionResult) -> N
 
 async def main() -> None:
     tune_allocator()
+    blobs = MemoryBlobStore()
     instance = Instance(
         name="",
-        blobs=MemoryBlobStore(),
-        actions=MemoryActionCache(),
+        blobs=blobs,
+        actions=CompleteActionCache(MemoryActionCache(), blobs),
         executors={EXECUTOR: math.inf},
     )
     instances = Instances([instance])

@@ -482,6 +482,8 @@ class Scheduler:
         known = next((twin.run for twin in twins), None)
         if known is not None:
             run.CopyFrom(known)
+            # Facts of an earlier moment are over.
+            run.ClearField("auxiliary_metadata")
         run.MergeFrom(metadata)
         for operation in twins:
             operation.stage, operation.run, operation.streams = stage, run, streams

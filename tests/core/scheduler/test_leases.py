@@ -164,8 +164,8 @@ async def test_a_slot_that_goes_before_it_begins_is_no_attempt(nursery: trio.Nur
             async with trio.open_nursery() as slots:
                 slots.start_soon(Slot(scheduler, "one").run, trio.TASK_STATUS_IGNORED)
                 await trio.testing.wait_all_tasks_blocked()
-                scheduler.attach("one")
                 slots.cancel_scope.cancel()
+                scheduler.attach("one")
             scheduler.detach("one", "has gone again")
         scheduler.attach("one")
         assert operation.outcome is None

@@ -217,3 +217,19 @@ async def test_what_an_executor_has_takes_no_place_in_the_queue(nursery: trio.Nu
         for operation in operations:
             await ended(operation)
         nursery.cancel_scope.cancel()
+
+
+async def test_what_an_executor_takes_makes_room_at_once(nursery: trio.Nursery) -> None:
+    settings = SchedulerSettings(max_queued_per_principal=1)
+    executor = Executor()
+    async with open_scheduler(EXECUTORS, settings) as scheduler:
+        submit(scheduler, "first")
+        with pytest.raises(Overloaded, match="`max_queued_per_principal` in"):
+            submit(scheduler, "second")
+        executor.start(nursery, scheduler)
+        await trio.testing.wait_all_tasks_blocked()
+        # The first runs, and will do so for a while.
+        second = submit(scheduler, "second")
+        executor.release.set()
+        await ended(second)
+        nursery.cancel_scope.cancel()

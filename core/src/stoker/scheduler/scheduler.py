@@ -16,6 +16,7 @@ from stoker.errors import Cancelled, Draining, Overloaded, StokerError
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Share
 from stoker.scheduler.absence import none_came, waiting_note, with_note
+from stoker.scheduler.departures import Departures
 from stoker.scheduler.floor import ExecutorState, Floor, WaitingLine
 from stoker.scheduler.journal import Journal
 from stoker.scheduler.journal_rows import Request, seconds_since
@@ -77,6 +78,8 @@ class Scheduler:
         self._away: dict[str, str] = {}
         self._alarm = Alarm(self._look_at_clock)
         nursery.start_soon(self._alarm.run)
+        self._departures = Departures(self.cancel, settings.abandoned_after_seconds)
+        nursery.start_soon(self._departures.run)
         self._stops_at: float | None = None
         self._handed_back = False
         self._all_ended = trio.Event()
@@ -237,7 +240,7 @@ class Scheduler:
             ended = operation.stage is Stage.COMPLETED or self._handed_back
             operation.departures += 1
             if operation.watchers == 0 and not ended:
-                self._nursery.start_soon(self._abandon_later, operation, operation.departures)
+                self._departures.note(operation)
 
     @property
     def queued(self) -> int:
@@ -427,6 +430,8 @@ class Scheduler:
 
     def _hand_over(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
+            for operation in self._interest.get(assignment.task, ()):
+                self._count_waiting(operation, waits=False)
             floor = self._floor[assignment.executor]
             floor.busy += 1
             floor.idle.popleft().put(assignment)
@@ -440,8 +445,7 @@ class Scheduler:
             run.CopyFrom(known)
         run.MergeFrom(metadata)
         for operation in twins:
-            operation.run = run
-            self._move(operation, stage)
+            operation.stage, operation.run = stage, run
             operation.announce()
 
     def _attach(self, operation: Operation, task: Task, assignments: Iterable[Assignment]) -> None:
@@ -453,9 +457,9 @@ class Scheduler:
         twins = self._interest.setdefault(task, set())
         twin = next(iter(twins), None)
         if twin is not None:
-            operation.run = twin.run
-            self._move(operation, twin.stage)
+            operation.stage, operation.run = twin.stage, twin.run
         twins.add(operation)
+        self._count_waiting(operation, waits=task.stage is Stage.QUEUED)
         self._hand_over(assignments)
         if task in self._queue.stranded and twin is None:
             self._tell_what_it_waits_for(task)
@@ -464,6 +468,7 @@ class Scheduler:
         """Keep an operation out of the queue, until there is room or suspects are gone."""
         self._unqueued.add(waiting.operation)
         self._suspects.hold(waiting)
+        self._count_waiting(waiting.operation, waits=True)
 
     def _let_in(self) -> None:
         """Queue those that were held, as far as it goes now."""
@@ -475,19 +480,16 @@ class Scheduler:
     def _take_in(self, operation: Operation) -> None:
         """`operation` is new, and counts from now on."""
         self._limits.in_flight.enter(operation.principal, trio.current_time())
-        if operation.stage is Stage.QUEUED:
-            self._limits.queued.enter(operation.principal, trio.current_time())
 
-    def _move(self, operation: Operation, stage: Stage) -> None:
-        """`operation` goes on to `stage`, or back to it."""
-        was_queued, is_queued = operation.stage is Stage.QUEUED, stage is Stage.QUEUED
-        operation.stage = stage
-        if was_queued and not is_queued:
-            self._limits.queued.leave(operation.principal, trio.current_time())
-        if is_queued and not was_queued:
+    def _count_waiting(self, operation: Operation, *, waits: bool) -> None:
+        """Whether `operation` counts among those that wait for an executor."""
+        if operation.waits == waits:
+            return
+        operation.waits = waits
+        if waits:
             self._limits.queued.enter(operation.principal, trio.current_time())
-        if stage is Stage.COMPLETED:
-            self._limits.in_flight.leave(operation.principal, trio.current_time())
+        else:
+            self._limits.queued.leave(operation.principal, trio.current_time())
 
     def _complete(self, task: Task, outcome: Outcome) -> None:
         assignments = self._leave_queue(task)
@@ -518,8 +520,9 @@ class Scheduler:
         self._unqueued.discard(operation)
         if task := self._tasks.pop(operation, None):
             self._interest[task].discard(operation)
-        operation.outcome = outcome
-        self._move(operation, Stage.COMPLETED)
+        operation.stage, operation.outcome = Stage.COMPLETED, outcome
+        self._count_waiting(operation, waits=False)
+        self._limits.in_flight.leave(operation.principal, trio.current_time())
         self._journal.ended(operation)
         self._records.retain(operation, trio.current_time())
         operation.announce()
@@ -560,6 +563,8 @@ class Scheduler:
                 return
         self._leases.pop(task, None)
         self._tell(task, Stage.QUEUED, reapi.ExecutedActionMetadata())
+        for operation in self._interest[task]:
+            self._count_waiting(operation, waits=True)
         self._hand_over(self._queue.requeue(task, now=trio.current_time(), counted=counted))
         if task in self._queue.stranded:
             self._tell_what_it_waits_for(task)
@@ -621,11 +626,6 @@ class Scheduler:
                 self._lose(task.held)
         for operation in (*self._tasks, *self._unqueued):
             operation.hand_back(self._draining())
-
-    async def _abandon_later(self, operation: Operation, departure: int) -> None:
-        await trio.sleep(self._settings.abandoned_after_seconds)
-        if operation.watchers == 0 and operation.departures == departure:
-            self.cancel(operation)
 
     async def _await_clients(self, restored: Iterable[Operation]) -> None:
         await trio.sleep(self._settings.reconnect_seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import msgspec
@@ -101,6 +102,7 @@ def _limit(what: str, setting: str, total: int, each: int | None, now: float) ->
     def of_one(principal: str) -> int:
         if each is not None:
             return each
-        return -(-total // 2) if principal else total
+        # Nobody in particular is everybody: the limit on all is the only one.
+        return max(1, total // 2) if principal else sys.maxsize
 
     return Limit(what, setting, total, of_one, now)

@@ -417,7 +417,8 @@ class Scheduler:
             self._floor[executor].idle.remove(seat)
             self._queue.withdraw(executor)
         else:
-            self._give_back(seat.assignment)
+            # It never began.
+            self._give_back(seat.assignment, counted=False)
 
     # --- state, changed between awaits only
 
@@ -536,25 +537,24 @@ class Scheduler:
             self._interest.pop(task, None)
         self._let_in()
 
-    def _give_back(self, assignment: Assignment) -> None:
+    def _give_back(self, assignment: Assignment, *, counted: bool = True) -> None:
         """A slot lets go of what it was given."""
         task = assignment.task
         if self._is_current(assignment):
-            self._lose(assignment)
+            self._lose(assignment, counted=counted)
         if task.held is assignment:
             self._leases.pop(task, None)
             self._interest.pop(task, None)
         self._floor[assignment.executor].busy -= 1
         self._hand_over(self._queue.release(assignment, now=trio.current_time()))
 
-    def _lose(self, assignment: Assignment) -> None:
+    def _lose(self, assignment: Assignment, *, counted: bool = True) -> None:
         """A slot has a task no longer: it is run again, a bounded number of times."""
         task, executor = assignment
-        counted = False
         if lease := self._leases.get(task):
             lease.scope.cancel()
-            # What never reached a slot, and what a server that stops takes back, is nobody's fault.
-            counted = self._stops_at is None
+        # What the end of the server does says nothing of the action.
+        counted = counted and self._stops_at is None
         if lease and counted:
             self._floor[executor].lost += 1
             self._journal.lost(task.action, executor, lease.began_nanoseconds)

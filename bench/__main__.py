@@ -18,6 +18,7 @@ from bench import (
     containers,
     find_missing,
     input_roots,
+    journal,
     local_strategy,
     one_shot,
     outputs,
@@ -27,6 +28,7 @@ from bench import (
     rpc_unary,
     scheduling,
     storage,
+    waiting,
     warm_worker,
 )
 
@@ -45,6 +47,8 @@ MEASUREMENTS = {
     "outputs": outputs.measure,
     "storage": storage.measure,
     "scheduling": scheduling.measure,
+    "waiting": waiting.measure,
+    "journal": journal.measure,
     "buckets": buckets.measure,
 }
 

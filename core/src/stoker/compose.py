@@ -29,6 +29,7 @@ from stoker.frontend.executor_draining import ExecutorDraining
 from stoker.frontend.instances import Instance, Instances
 from stoker.frontend.operations import OperationsService
 from stoker.frontend.provenance import provenance_of_executor, stamp
+from stoker.frontend.resuming import resume_all
 from stoker.frontend.status import translate
 from stoker.machine import shortage
 from stoker.plugins import Catalogue
@@ -37,6 +38,8 @@ from stoker.rpc import Server
 from stoker.rpc.health import SERVICE_NAME as HEALTH
 from stoker.rpc.health import Health
 from stoker.rpc.reflection import reflection_services
+from stoker.scheduler.journal import Journal, is_journal, open_journal
+from stoker.scheduler.journal_rows import Kept
 from stoker.scheduler.matching import Offer
 from stoker.scheduler.scheduler import Scheduler, open_scheduler
 from stoker.scheduler.slots import serve_slot
@@ -220,7 +223,11 @@ async def open_server(
     async with AsyncExitStack() as stack:
         services = await stack.enter_async_context(open_services(configuration, catalogue))
         offers = {name: _offer(table) for name, table in configuration.executors.items()}
-        scheduler = await stack.enter_async_context(open_scheduler(offers, configuration.scheduler))
+        journal, kept = await _open_journal(configuration, stack)
+        scheduler = await stack.enter_async_context(
+            open_scheduler(offers, configuration.scheduler, journal)
+        )
+        unfinished = scheduler.restore(kept)
         instances = [
             _instance(name, table, configuration, services)
             for name, table in configuration.instances.items()
@@ -237,8 +244,10 @@ async def open_server(
         for executor in executors:
             slots = configuration.executors[executor.name].slots
             _start_slots(nursery, executor, slots, scheduler, instances)
+        served = Instances(instances)
+        nursery.start_soon(resume_all, served, scheduler, unfinished)
         health, draining = Health(), trio.CancelScope()
-        server = _rpc_server(Instances(instances), scheduler, health)
+        server = _rpc_server(served, scheduler, health)
         addresses = tuple(_listen(server, configuration))
         await nursery.start(server.serve)
         admin = Server(
@@ -273,6 +282,28 @@ async def _drain(server: Server, scheduler: Scheduler, seconds: float) -> None:
     await scheduler.drain(seconds)
     log.info("drained", handed_back=scheduler.queued)
     await server.stop(max(end - trio.current_time(), _LAST_WORDS_SECONDS))
+
+
+async def _open_journal(
+    configuration: Configuration, stack: AsyncExitStack
+) -> tuple[Journal | None, list[Kept]]:
+    """The journal and what is in it; none where that is not wanted, or there is nothing to run.
+
+    Raises ConfigurationError, also where another server has the same state_directory.
+    """
+    folder = configuration.path(configuration.server.state_directory) / "scheduler"
+    # Operations of a server that had executors are still asked for, if only to be told.
+    needed = bool(configuration.executors) or is_journal(folder)
+    if not configuration.scheduler.journal or not needed:
+        return None, []
+    try:
+        return await stack.enter_async_context(open_journal(folder, configuration.scheduler))
+    except Exception as error:
+        cause = sole_cause(error)
+        if isinstance(cause, StokerError | OSError):
+            reason = f"[scheduler] the journal cannot be opened: {cause}"
+            raise ConfigurationError([reason]) from error
+        raise
 
 
 def _used_executors(configuration: Configuration) -> list[str]:

@@ -115,6 +115,20 @@ class FailedPrecondition(StokerError):
     """The request is well formed, but the state of the server or of the action forbids it."""
 
 
+class Quarantined(FailedPrecondition):
+    """The action is kept out for a while: those that ran it were lost too often.
+
+    `history` holds one sentence for each time.
+    """
+
+    def __init__(self, action: str, until: str, history: Sequence[str]) -> None:
+        self.history = tuple(history)
+        super().__init__(
+            f"action {action} is refused until {until}, as it may be what ends those that run it: "
+            f"{'; '.join(history)}"
+        )
+
+
 class PermissionDenied(StokerError):
     """Whoever asks may not do this here."""
 

@@ -449,3 +449,39 @@ async def test_a_slow_watcher_sees_the_latest_and_the_end() -> None:  # OPS-23
             lease.complete(Outcome(result=reapi.ActionResult()))
         await operation.wait_change(seen)
         assert operation.stage is Stage.COMPLETED
+
+
+async def test_a_result_that_is_being_filed_is_not_shared_with_who_wants_a_fresh_one(
+    nursery: trio.Nursery,
+) -> None:  # EXE-19
+    filing, filed = trio.Event(), trio.Event()
+
+    async def run(
+        _action: LoadedAction, started: Callable[[reapi.ExecutedActionMetadata], None]
+    ) -> Outcome:
+        started(reapi.ExecutedActionMetadata(worker="one"))
+        return Outcome(result=reapi.ActionResult())
+
+    async def file_result(_action: LoadedAction, _: reapi.ActionResult) -> None:
+        filing.set()
+        await filed.wait()
+
+    waited: list[Stage] = []
+
+    async def wait_filed() -> None:
+        await scheduler.wait_filed(make_action("a"))
+        waited.append(first.stage)
+
+    async with opened() as scheduler:
+        await scheduler.wait_filed(make_action("a"))
+        first = submit(scheduler, "a")
+        await scheduler.wait_filed(make_action("a"))  # it is joined: nobody can see its result
+        nursery.start_soon(serve_slot, scheduler, "one", run, file_result)
+        await filing.wait()
+        async with trio.open_nursery() as waiters:
+            waiters.start_soon(wait_filed)
+            await trio.testing.wait_all_tasks_blocked()
+            assert waited == []
+            filed.set()
+        assert waited == [Stage.COMPLETED]
+        nursery.cancel_scope.cancel()

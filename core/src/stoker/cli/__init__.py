@@ -29,6 +29,7 @@ COMMANDS = (
     "config",
     "plugins",
     "run",
+    "operations",
     "workers",
     "drain",
     "cas",

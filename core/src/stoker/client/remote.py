@@ -18,6 +18,8 @@ from stoker.errors import FailedPrecondition, InvalidRequest
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import ClientTlsCredentials, RpcError, StatusCode, open_channel
 
+_OPERATIONS = "/google.longrunning.Operations"
+
 # What gRPC adds to a failed TLS handshake in which no certificate was looked at.
 _SAYING_NOTHING = frozenset({"", "OK", "Invalid certificate verification context"})
 
@@ -177,10 +179,41 @@ class RemoteInstance(Blobs):
                     return response_of(operation)
         raise AssertionError("the iteration ends with an operation that is done, or raises")
 
+    async def operation(self, operation_name: str) -> operations_pb2.Operation:
+        """How an operation stands. Raises RpcError NOT_FOUND where the server knows none."""
+        return await self._calls.unary(
+            f"{_OPERATIONS}/GetOperation",
+            operations_pb2.GetOperationRequest(name=operation_name),
+            operations_pb2.Operation,
+        )
+
+    async def operations(
+        self, filter_: str = "", *, at_most: int | None = None
+    ) -> list[operations_pb2.Operation]:
+        """The caller's operations on this instance that `filter_` lets through, oldest first."""
+        found: list[operations_pb2.Operation] = []
+        token = ""
+        while at_most is None or len(found) < at_most:
+            request = operations_pb2.ListOperationsRequest(
+                name=self.operation_name(""), filter=filter_, page_token=token
+            )
+            page = await self._calls.unary(
+                f"{_OPERATIONS}/ListOperations", request, operations_pb2.ListOperationsResponse
+            )
+            found += page.operations
+            if not (token := page.next_page_token):
+                break
+        return found[:at_most]
+
+    def operation_name(self, identifier: str) -> str:
+        """The name of an operation of this instance by its last segment; of all, if it is empty."""
+        parts = (self.instance_name, "operations", identifier)
+        return "/".join(filter(None, parts))
+
     async def cancel(self, operation_name: str) -> None:
         """Ask the server to stop an operation. Raises RpcError NOT_FOUND if it knows none."""
         request = operations_pb2.CancelOperationRequest(name=operation_name)
-        await self._calls.unary("/google.longrunning.Operations/CancelOperation", request, Empty)
+        await self._calls.unary(f"{_OPERATIONS}/CancelOperation", request, Empty)
 
     def _name(self) -> str:
         return f"instance {self.instance_name!r} of {self.target}"

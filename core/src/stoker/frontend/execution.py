@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import structlog
 import trio
 from google.longrunning import operations_pb2
 
-from stoker.action import (
-    NOTHING_INLINED,
-    Inlined,
-    LoadedAction,
-    Outcome,
-    load_action,
-    parse_action,
-    parse_command,
-)
-from stoker.digest import Digest
-from stoker.errors import FailedPrecondition, InputsMissing, InvalidRequest
+from stoker.action import NOTHING_INLINED, Inlined, LoadedAction, Outcome
+from stoker.errors import FailedPrecondition
 from stoker.frontend.capabilities import MAX_PRIORITY, MIN_PRIORITY
 from stoker.frontend.instances import Instance, Instances, naming_instance
+from stoker.frontend.loading import read_action, within_limits
 from stoker.frontend.operation_message import operation_message, whole_message
 from stoker.frontend.request_metadata import request_metadata
 from stoker.protos import remote_execution_pb2 as reapi
@@ -27,7 +20,8 @@ from stoker.rpc import ServerCall, Service, unary_stream
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.queue import Stage
 from stoker.scheduler.scheduler import Scheduler
-from stoker.storage.recent import read_soon
+
+log = structlog.get_logger(__name__)
 
 HEARTBEAT_SECONDS = 30.0
 """An unchanged operation is told again after this time, lest an idle connection be cut (OPS-07)."""
@@ -40,9 +34,6 @@ their name should the connection break (OPS-01)."""
 BRIEF_SECONDS = 0.1
 """A change is not told if the operation ends within this time. Most clients show nothing that is
 so short, and a message costs more than many an action (OPS-06)."""
-
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-"""What an Action or Command may weigh: they are read whole."""
 
 
 class ExecutionService:
@@ -77,6 +68,12 @@ class ExecutionService:
         with self._scheduler.waiting(call.principal):
             action = await self._load(instance, request, call)
             operation = await self._accept(instance, request, action)
+            log.debug(
+                "operation is accepted",
+                operation=operation.name,
+                action=str(action.digest),
+                principal=operation.principal,
+            )
             await self._follow(operation, call, FIRST_WITHIN_SECONDS)
             return await whole_message(operation, instance.blobs)
 
@@ -95,7 +92,13 @@ class ExecutionService:
     ) -> None:
         """Tell each change but the last. A slow reader gets the latest only."""
         with self._scheduler.watching(operation):
-            await tell_changes(operation, call.send, first_within_seconds)
+            if first_within_seconds and operation.stage is not Stage.COMPLETED:
+                with trio.move_on_after(first_within_seconds):
+                    await operation.wait_completed()
+            if operation.stage is not Stage.COMPLETED:
+                # Whoever knows a name may ask for it from the server after this one (OPS-11).
+                await self._scheduler.wait_recorded(operation)
+            await tell_changes(operation, call.send)
 
     async def _load(
         self, instance: Instance, request: reapi.ExecuteRequest, call: ServerCall
@@ -103,17 +106,8 @@ class ExecutionService:
         digest = instance.request_digest(
             request.digest_function, "action_digest", request.action_digest
         )
-        message = parse_action(digest, await _read(instance, digest))
-        command_digest = digest.function.parse(message.command_digest)
-        command = parse_command(command_digest, await _read(instance, command_digest))
-        return load_action(
-            digest,
-            message,
-            command,
-            namespace=instance.name,
-            metadata=request_metadata(call),
-            principal=call.principal,
-            max_blob_bytes=instance.max_blob_bytes,
+        return await read_action(
+            instance, digest, metadata=request_metadata(call), principal=call.principal
         )
 
     async def _accept(
@@ -122,11 +116,17 @@ class ExecutionService:
         """An operation for `action`: it joins a twin in flight, has ended by the action cache, or
         is new. Nothing is awaited between the last look and the decision, so that an action whose
         twin ends meanwhile is not run again (EXE-21)."""
-        executors, inlined = _within_limits(instance, action), _inlined(request)
+        executors, inlined = within_limits(instance, action), _inlined(request)
         while True:
             if request.skip_cache_lookup:
                 await self._scheduler.wait_filed(action)
-            if joined := self._scheduler.join(action, priority=_priority(request), inlined=inlined):
+            joined = self._scheduler.join(
+                action,
+                priority=_priority(request),
+                inlined=inlined,
+                skip_cache_lookup=request.skip_cache_lookup,
+            )
+            if joined:
                 return joined
             end_count = self._scheduler.end_count
             if cached := await self._cached(instance, request, action):
@@ -134,7 +134,11 @@ class ExecutionService:
             if request.skip_cache_lookup or not self._scheduler.ended_since(action, end_count):
                 break
         return self._scheduler.submit(
-            action, priority=_priority(request), executors=executors, inlined=inlined
+            action,
+            priority=_priority(request),
+            executors=executors,
+            inlined=inlined,
+            skip_cache_lookup=request.skip_cache_lookup,
         )
 
     async def _cached(
@@ -154,12 +158,8 @@ class ExecutionService:
 async def tell_changes(
     operation: Operation,
     send: Callable[[operations_pb2.Operation], Awaitable[None]],
-    first_within_seconds: float = 0,
 ) -> None:
     """Tell how `operation` stands, and each change but the last, until it has ended."""
-    if first_within_seconds and operation.stage is not Stage.COMPLETED:
-        with trio.move_on_after(first_within_seconds):
-            await operation.wait_completed()
     while operation.stage is not Stage.COMPLETED:
         version = operation.version
         await send(operation_message(operation))
@@ -177,16 +177,6 @@ async def _wait_news(operation: Operation, version: int) -> None:
     return None
 
 
-async def _read(instance: Instance, digest: Digest) -> bytes:
-    """An Action or Command. Raises InputsMissing, which makes the client upload it (EXE-03)."""
-    if digest.size_bytes > MAX_MESSAGE_BYTES:
-        raise InvalidRequest(f"blob {digest} is too large for an Action or Command")
-    blobs = await read_soon(instance.blobs, [digest])
-    if digest not in blobs:
-        raise InputsMissing([digest])
-    return blobs[digest]
-
-
 def _inlined(request: reapi.ExecuteRequest) -> Inlined:
     """What the request wants to have in the result (RUN-32)."""
     wanted = Inlined(
@@ -201,16 +191,3 @@ def _inlined(request: reapi.ExecuteRequest) -> Inlined:
 def _priority(request: reapi.ExecuteRequest) -> int:
     """Priorities outside of the advertised range count as its ends (EXE-17)."""
     return max(MIN_PRIORITY, min(MAX_PRIORITY, request.execution_policy.priority))
-
-
-def _within_limits(instance: Instance, action: LoadedAction) -> list[str]:
-    """The executors whose longest timeout `action` keeps to. Raises InvalidRequest (EXE-10)."""
-    asked = action.timeout_seconds or 0.0
-    within = [name for name, limit in instance.executors.items() if asked <= limit]
-    if not within:
-        longest = max(instance.executors.values())
-        raise InvalidRequest(
-            f"the action's timeout of {asked:g} s is longer than the {longest:g} s that "
-            f"instance {instance.name!r} allows"
-        )
-    return within

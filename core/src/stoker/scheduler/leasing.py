@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import trio
@@ -31,6 +32,8 @@ class Lease:
         """What the queue knows it by."""
         self.queued_timestamp = queued_timestamp
         """When the first of the task's operations was accepted."""
+        self.began_nanoseconds = time.time_ns()
+        """When the slot was given it."""
         self.scope = trio.CancelScope()
         """Cancelled when no operation wants the task any more, or the lease is lost."""
         self.is_filing = False

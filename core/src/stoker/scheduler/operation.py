@@ -48,6 +48,8 @@ class Operation:
     """When it was accepted, since the epoch; 0 where it had ended by then."""
     run: reapi.ExecutedActionMetadata | None = None
     """What is known of its run so far. Shared with other operations, so never changed."""
+    waits: bool = False
+    """Whether it counts among those that wait for an executor: until one has it, that is."""
     watchers: int = 0
     """How many streams wait for the end of it."""
     departures: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from sys import intern
 from typing import NamedTuple
@@ -29,7 +29,15 @@ class Records:
     Times are in seconds of a clock that never goes back.
     """
 
-    def __init__(self, *, retention_seconds: float, max_retained_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        retention_seconds: float,
+        max_retained_bytes: int,
+        forgotten: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`forgotten` is called with the name of each operation that is not known any more."""
+        self._forgotten = forgotten
         self._retention_seconds = retention_seconds
         self._max_retained_bytes = max_retained_bytes
         self._operations: dict[str, Operation] = {}
@@ -58,6 +66,11 @@ class Records:
         self._operations[operation.name] = operation
         return operation
 
+    def restore(self, operation: Operation) -> None:
+        """Know an operation of a server before this one, of a greater number than all so far."""
+        self._last_number = operation.number
+        self._operations[operation.name] = operation
+
     def find(self, name: str, principal: str) -> Operation:
         """The operation of this name, if it is this client's.
 
@@ -85,7 +98,8 @@ class Records:
 
     def forget(self, operation: Operation) -> None:
         """`operation` cannot be asked for any more. Whoever waits for it goes on doing so."""
-        self._operations.pop(operation.name, None)
+        if self._operations.pop(operation.name, None):
+            self._forgotten(operation.name)
         if ended := self._ended.pop(operation.name, None):
             self._retained_bytes -= ended.weight
 

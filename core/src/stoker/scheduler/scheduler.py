@@ -12,15 +12,19 @@ import trio
 
 from stoker.action import NOTHING_INLINED, Inlined, LoadedAction, Outcome
 from stoker.alarm import Alarm
-from stoker.errors import Cancelled, Draining, Overloaded, Unavailable
+from stoker.errors import Cancelled, Draining, Overloaded, StokerError
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Share
 from stoker.scheduler.absence import none_came, waiting_note, with_note
+from stoker.scheduler.departures import Departures
 from stoker.scheduler.floor import ExecutorState, Floor, WaitingLine
+from stoker.scheduler.journal import Journal
+from stoker.scheduler.journal_rows import Request, seconds_since
 from stoker.scheduler.leasing import Lease, Seat
 from stoker.scheduler.operation import Operation, timestamp
 from stoker.scheduler.queue import Assignment, Queue, Stage, Task, merge_key
 from stoker.scheduler.records import Records
+from stoker.scheduler.suspects import Suspects, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,12 +32,9 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from stoker.protos.scheduling_pb2 import WaitingForExecutor
+    from stoker.scheduler.journal_rows import Kept
     from stoker.scheduler.matching import Offer
     from stoker.scheduler.settings import SchedulerSettings
-
-MAX_ATTEMPTS = 3
-"""How often a task is handed out before its loss is told to the client (OPS-14)."""
-
 
 _RESTART_SECONDS = 1.0
 """When clients of a server that stops are told to come again, after its end."""
@@ -50,14 +51,22 @@ class Scheduler:
     """
 
     def __init__(
-        self, executors: Mapping[str, Offer], settings: SchedulerSettings, nursery: trio.Nursery
+        self,
+        executors: Mapping[str, Offer],
+        settings: SchedulerSettings,
+        nursery: trio.Nursery,
+        journal: Journal,
     ) -> None:
         self._queue = Queue(executors, max_queued=settings.max_queued, policy=settings.policy)
         self._settings = settings
         self._nursery = nursery
+        self._journal = journal
+        self._suspects = Suspects(journal.losses)
+        self._unqueued: set[Operation] = set()
         self._records = Records(
             retention_seconds=settings.retention_seconds,
             max_retained_bytes=settings.max_retained_bytes,
+            forgotten=journal.forgotten,
         )
         self._limits = settings.limits(trio.current_time())
         self._ends: OrderedDict[Hashable, int] = OrderedDict()
@@ -69,6 +78,8 @@ class Scheduler:
         self._away: dict[str, str] = {}
         self._alarm = Alarm(self._look_at_clock)
         nursery.start_soon(self._alarm.run)
+        self._departures = Departures(self.cancel, settings.abandoned_after_seconds)
+        nursery.start_soon(self._departures.run)
         self._stops_at: float | None = None
         self._handed_back = False
         self._all_ended = trio.Event()
@@ -82,38 +93,47 @@ class Scheduler:
         priority: int,
         executors: Collection[str],
         inlined: Inlined = NOTHING_INLINED,
+        skip_cache_lookup: bool = False,
     ) -> Operation:
         """Accept `action`, to run on one of `executors`, or to share a twin's run.
 
-        Raises InvalidRequest, FailedPrecondition where none matches: see `Queue.add`; Overloaded
-        where a limit is reached (EXE-25); Draining from `stop` on. Then it leaves nothing behind.
+        `skip_cache_lookup` is whether it has to run whatever the action cache has, should that be
+        for a later server to do. Raises Quarantined for an action that was lost too often
+        (SCH-10); InvalidRequest, FailedPrecondition where none matches: see `Queue.add`;
+        Overloaded where a limit is reached (EXE-25); Draining from `stop` on. Then it leaves
+        nothing behind.
         """
         time = trio.current_time()
         if self._stops_at is not None:
             raise self._draining()
+        self._journal.losses.check(action)
         self._limits.in_flight.check(action.principal, time)
         if not self._queue.in_flight(action):
             self._limits.queued.check_client(action.principal, time)
-        try:
-            task, assignments = self._queue.add(action, priority, executors, now=time)
-        except Overloaded:
-            raise self._limits.queued.refusal(time) from None
+        queued = None
+        if self._suspects.may_enter(action):
+            try:
+                queued = self._queue.add(action, priority, executors, now=time)
+            except Overloaded:
+                raise self._limits.queued.refusal(time) from None
         self._records.drop_expired(time)
         operation = self._records.add(action, inlined)
         operation.queued_nanoseconds = time_ns()
-        self._tasks[operation] = task
-        twins = self._interest.setdefault(task, set())
-        if twin := next(iter(twins), None):
-            operation.stage, operation.run = twin.stage, twin.run
-        twins.add(operation)
         self._take_in(operation)
-        self._hand_over(assignments)
-        if task in self._queue.stranded and twin is None:
-            self._tell_what_it_waits_for(task)
+        self._journal.accepted(operation, Request(priority, skip_cache_lookup, action.metadata))
+        if queued:
+            self._attach(operation, *queued)
+        else:
+            self._hold(Waiting(operation, action, priority, executors))
         return operation
 
     def join(
-        self, action: LoadedAction, *, priority: int, inlined: Inlined = NOTHING_INLINED
+        self,
+        action: LoadedAction,
+        *,
+        priority: int,
+        inlined: Inlined = NOTHING_INLINED,
+        skip_cache_lookup: bool = False,
     ) -> Operation | None:
         """An operation that shares the run of an identical action in flight, if there is one.
 
@@ -123,7 +143,20 @@ class Scheduler:
             raise self._draining()
         if not self._queue.in_flight(action):
             return None
-        return self.submit(action, priority=priority, executors=(), inlined=inlined)
+        return self.submit(
+            action,
+            priority=priority,
+            executors=(),
+            inlined=inlined,
+            skip_cache_lookup=skip_cache_lookup,
+        )
+
+    async def wait_recorded(self, operation: Operation) -> None:
+        """Wait until `operation` outlives the server, as far as it ever will (SCH-07).
+
+        Nobody should hear its name before. Calls may overlap; cancellation leaves nothing behind.
+        """
+        await self._journal.wait_recorded(operation)
 
     async def wait_filed(self, action: LoadedAction) -> None:
         """Wait while the result of an identical action is being filed.
@@ -178,9 +211,9 @@ class Scheduler:
         """End `operation` as cancelled; its run goes on if other operations share it (OPS-18)."""
         if operation.stage is Stage.COMPLETED:
             return
-        task = self._tasks[operation]
+        task = self._tasks.get(operation)
         self._end(operation, Outcome(error=Cancelled(f"operation {operation.name} was cancelled")))
-        if not self._interest[task]:
+        if task and not self._interest[task]:
             self._drop(task)
 
     @contextmanager
@@ -205,9 +238,9 @@ class Scheduler:
         finally:
             operation.watchers -= 1
             ended = operation.stage is Stage.COMPLETED or self._handed_back
+            operation.departures += 1
             if operation.watchers == 0 and not ended:
-                operation.departures += 1
-                self._nursery.start_soon(self._abandon_later, operation, operation.departures)
+                self._departures.note(operation)
 
     @property
     def queued(self) -> int:
@@ -237,6 +270,50 @@ class Scheduler:
             ExecutorState(name, self._away.get(name), len(floor.idle), floor.busy, floor.lost)
             for name, floor in self._floor.items()
         ]
+
+    # --- for a server that begins
+
+    def restore(self, kept: Sequence[Kept]) -> list[Kept]:
+        """Know the operations that a server before this one accepted, under their names.
+
+        Returns those that have not ended. Each of them has to be told to `resume` or to `end`.
+        """
+        unfinished = [each for each in kept if not each.operation.outcome]
+        for each in kept:
+            self._records.restore(each.operation)
+        for each in unfinished:
+            self._take_in(each.operation)
+            self._unqueued.add(each.operation)
+        for each in sorted(kept, key=lambda each: each.ended_nanoseconds):
+            if each.operation.outcome:
+                ended = trio.current_time() - seconds_since(each.ended_nanoseconds)
+                self._records.retain(each.operation, ended)
+        self._nursery.start_soon(self._await_clients, [each.operation for each in unfinished])
+        return unfinished
+
+    def resume(self, waiting: Waiting) -> None:
+        """Run what was restored. What forbids that ends the operation."""
+        operation, action, priority, executors = waiting
+        if operation.outcome:
+            return
+        if not self._suspects.may_enter(action):
+            self._hold(waiting)
+            return
+        queued_at = trio.current_time() - seconds_since(operation.queued_nanoseconds)
+        try:
+            self._journal.losses.check(action)
+            queued = self._queue.add(action, priority, executors, now=queued_at)
+        except Overloaded:
+            self._hold(waiting)
+        except StokerError as error:
+            self._end(operation, Outcome(error=error))
+        else:
+            self._attach(operation, *queued)
+
+    def end(self, operation: Operation, outcome: Outcome) -> None:
+        """End an operation that was restored and not resumed. Does nothing if it has ended."""
+        if not operation.outcome:
+            self._end(operation, outcome)
 
     # --- for whoever runs the server
 
@@ -300,7 +377,8 @@ class Scheduler:
         if self._stops_at is not None:
             lease.renew(self._stops_at - trio.current_time())
         try:
-            yield lease
+            with self._journal.in_hand(task.action, executor):
+                yield lease
         finally:
             self._give_back(assignment)
 
@@ -319,6 +397,7 @@ class Scheduler:
         """See `Lease.complete`."""
         if not self._is_current(assignment):
             return False
+        self._journal.survived(assignment.task.action)
         self._complete(assignment.task, outcome)
         return True
 
@@ -351,6 +430,8 @@ class Scheduler:
 
     def _hand_over(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
+            for operation in self._interest.get(assignment.task, ()):
+                self._count_waiting(operation, waits=False)
             floor = self._floor[assignment.executor]
             floor.busy += 1
             floor.idle.popleft().put(assignment)
@@ -364,35 +445,66 @@ class Scheduler:
             run.CopyFrom(known)
         run.MergeFrom(metadata)
         for operation in twins:
-            operation.run = run
-            self._move(operation, stage)
+            operation.stage, operation.run = stage, run
             operation.announce()
+
+    def _attach(self, operation: Operation, task: Task, assignments: Iterable[Assignment]) -> None:
+        """`operation` is one that `task` runs for, and stands as its twins do."""
+        self._unqueued.discard(operation)
+        self._tasks[operation] = task
+        if task not in self._interest:
+            self._suspects.entered(task.action)
+        twins = self._interest.setdefault(task, set())
+        twin = next(iter(twins), None)
+        if twin is not None:
+            operation.stage, operation.run = twin.stage, twin.run
+        twins.add(operation)
+        self._count_waiting(operation, waits=task.stage is Stage.QUEUED)
+        self._hand_over(assignments)
+        if task in self._queue.stranded and twin is None:
+            self._tell_what_it_waits_for(task)
+
+    def _hold(self, waiting: Waiting) -> None:
+        """Keep an operation out of the queue, until there is room or suspects are gone."""
+        self._unqueued.add(waiting.operation)
+        self._suspects.hold(waiting)
+        self._count_waiting(waiting.operation, waits=True)
+
+    def _let_in(self) -> None:
+        """Queue those that were held, as far as it goes now."""
+        while waiting := self._suspects.next_to_enter():
+            self.resume(waiting)
+            if waiting.operation in self._unqueued:
+                break
 
     def _take_in(self, operation: Operation) -> None:
         """`operation` is new, and counts from now on."""
         self._limits.in_flight.enter(operation.principal, trio.current_time())
-        if operation.stage is Stage.QUEUED:
-            self._limits.queued.enter(operation.principal, trio.current_time())
 
-    def _move(self, operation: Operation, stage: Stage) -> None:
-        """`operation` goes on to `stage`, or back to it."""
-        was_queued, is_queued = operation.stage is Stage.QUEUED, stage is Stage.QUEUED
-        operation.stage = stage
-        if was_queued and not is_queued:
-            self._limits.queued.leave(operation.principal, trio.current_time())
-        if is_queued and not was_queued:
+    def _count_waiting(self, operation: Operation, *, waits: bool) -> None:
+        """Whether `operation` counts among those that wait for an executor."""
+        if operation.waits == waits:
+            return
+        operation.waits = waits
+        if waits:
             self._limits.queued.enter(operation.principal, trio.current_time())
-        if stage is Stage.COMPLETED:
-            self._limits.in_flight.leave(operation.principal, trio.current_time())
+        else:
+            self._limits.queued.leave(operation.principal, trio.current_time())
 
     def _complete(self, task: Task, outcome: Outcome) -> None:
-        assignments = self._queue.complete(task, now=trio.current_time())
+        assignments = self._leave_queue(task)
         self._note_end(task)
         for operation in tuple(self._interest.get(task, ())):
             self._end(operation, outcome)
         self._interest.pop(task, None)
         self._hand_over(assignments)
+        self._let_in()
         self._note_if_all_ended()
+
+    def _leave_queue(self, task: Task) -> Iterable[Assignment]:
+        if task.stage is not Stage.COMPLETED:
+            self._suspects.left(task.action)
+        return self._queue.complete(task, now=trio.current_time())
 
     def _queued_timestamp(self, task: Task) -> Timestamp:
         return timestamp(min(operation.queued_nanoseconds for operation in self._interest[task]))
@@ -405,21 +517,25 @@ class Scheduler:
             self._ends.popitem(last=False)
 
     def _end(self, operation: Operation, outcome: Outcome) -> None:
+        self._unqueued.discard(operation)
         if task := self._tasks.pop(operation, None):
             self._interest[task].discard(operation)
-        operation.outcome = outcome
-        self._move(operation, Stage.COMPLETED)
+        operation.stage, operation.outcome = Stage.COMPLETED, outcome
+        self._count_waiting(operation, waits=False)
+        self._limits.in_flight.leave(operation.principal, trio.current_time())
+        self._journal.ended(operation)
         self._records.retain(operation, trio.current_time())
         operation.announce()
 
     def _drop(self, task: Task) -> None:
         """Nobody wants `task`: it is taken out of the queue, or stopped where it runs."""
-        self._hand_over(self._queue.complete(task, now=trio.current_time()))
+        self._hand_over(self._leave_queue(task))
         self._note_if_all_ended()
         if lease := self._leases.get(task):
             lease.scope.cancel()
         else:
             self._interest.pop(task, None)
+        self._let_in()
 
     def _give_back(self, assignment: Assignment, *, counted: bool = True) -> None:
         """A slot lets go of what it was given."""
@@ -439,17 +555,16 @@ class Scheduler:
             lease.scope.cancel()
         # What the end of the server does says nothing of the action.
         counted = counted and self._stops_at is None
-        if counted:
+        if lease and counted:
             self._floor[executor].lost += 1
-        if counted and task.attempts >= MAX_ATTEMPTS:
-            lost = Unavailable(
-                f"the action was lost {task.attempts} times by its executors: "
-                f"{', '.join(task.tried)}"
-            )
-            self._complete(task, Outcome(error=lost))
-            return
+            self._journal.lost(task.action, executor, lease.began_nanoseconds)
+            if error := self._journal.losses.verdict(task.action):
+                self._complete(task, Outcome(error=error))
+                return
         self._leases.pop(task, None)
         self._tell(task, Stage.QUEUED, reapi.ExecutedActionMetadata())
+        for operation in self._interest[task]:
+            self._count_waiting(operation, waits=True)
         self._hand_over(self._queue.requeue(task, now=trio.current_time(), counted=counted))
         if task in self._queue.stranded:
             self._tell_what_it_waits_for(task)
@@ -509,22 +624,26 @@ class Scheduler:
         for task in {*self._interest}:
             if task.held is not None and self._is_current(task.held):
                 self._lose(task.held)
-        for operation in self._tasks:
+        for operation in (*self._tasks, *self._unqueued):
             operation.hand_back(self._draining())
 
-    async def _abandon_later(self, operation: Operation, departure: int) -> None:
-        await trio.sleep(self._settings.abandoned_after_seconds)
-        if operation.watchers == 0 and operation.departures == departure:
-            self.cancel(operation)
+    async def _await_clients(self, restored: Iterable[Operation]) -> None:
+        await trio.sleep(self._settings.reconnect_seconds)
+        for operation in restored:
+            if operation.watchers == 0 and operation.departures == 0:
+                self.cancel(operation)
 
 
 @asynccontextmanager
 async def open_scheduler(
-    executors: Mapping[str, Offer], settings: SchedulerSettings
+    executors: Mapping[str, Offer], settings: SchedulerSettings, journal: Journal | None = None
 ) -> AsyncIterator[Scheduler]:
-    """A scheduler for executors of these names, and what they offer."""
+    """A scheduler for executors of these names, and what they offer.
+
+    It forgets all when it ends, without a journal that is open.
+    """
     async with trio.open_nursery() as nursery:
         try:
-            yield Scheduler(executors, settings, nursery)
+            yield Scheduler(executors, settings, nursery, journal or Journal(settings.bounds))
         finally:
             nursery.cancel_scope.cancel()

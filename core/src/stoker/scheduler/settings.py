@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import msgspec
 
 from stoker.scheduler.admission import Limit, Limits
+from stoker.scheduler.losses import Bounds
 from stoker.scheduler.matching import Matching, PropertyKind
 from stoker.scheduler.queue import Policy
 from stoker.spi import Settings
@@ -28,7 +30,7 @@ class SchedulerSettings(Settings, frozen=True):
     """Operations that may not have ended, those included that share another one's run."""
     max_in_flight_per_principal: _Most | None = None
     """How many of them may be one client's."""
-    max_streams: _Most = 50_000
+    max_streams: _Most = 20_000
     """Calls that may wait for operations at once."""
     max_streams_per_principal: _Most | None = None
     """How many of them may be one client's."""
@@ -52,11 +54,33 @@ class SchedulerSettings(Settings, frozen=True):
     """How long an operation that has ended can still be asked for (OPS-13)."""
     max_retained_bytes: _Count = 64 * 1024 * 1024
     """What those may weigh together; the oldest go first."""
+    journal: bool = True
+    """Whether operations outlive the server, in a file below ``state_directory`` (SCH-07)."""
+    journal_batch_seconds: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02
+    """What happens within this time is written to the journal together. More of it costs less; a
+    client that waits for longer than 25 ms is told the name of its operation once it is written."""
+    reconnect_seconds: _Seconds = 60.0
+    """How long an operation that outlived the server waits for a client that asks for it again,
+    before it counts as one that nobody waits for."""
+    max_attempts: Annotated[int, msgspec.Meta(ge=1)] = 3
+    """How often an action is handed out to executors that are lost while they have it, before its
+    client is told so and it is kept out (OPS-14, SCH-10)."""
+    max_server_losses: Annotated[int, msgspec.Meta(ge=1)] = 10
+    """How often an action may run while the whole server is killed, before it is kept out. More
+    than `max_attempts`, as everything that ran beside the culprit was lost as well."""
+    quarantine_seconds: _Seconds = 3600.0
+    """How long such an action is refused, counted from its last loss; then its losses are
+    forgotten (SCH-10)."""
 
     @property
     def matching(self) -> Matching:
         """How actions and executors are matched."""
         return Matching(self.properties)
+
+    @property
+    def bounds(self) -> Bounds:
+        """How often an action may be lost."""
+        return Bounds(self.max_attempts, self.max_server_losses, self.quarantine_seconds)
 
     @property
     def policy(self) -> Policy:
@@ -78,6 +102,7 @@ def _limit(what: str, setting: str, total: int, each: int | None, now: float) ->
     def of_one(principal: str) -> int:
         if each is not None:
             return each
-        return -(-total // 2) if principal else total
+        # Nobody in particular is everybody: the limit on all is the only one.
+        return max(1, total // 2) if principal else sys.maxsize
 
     return Limit(what, setting, total, of_one, now)

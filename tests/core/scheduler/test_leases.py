@@ -353,3 +353,15 @@ async def test_what_is_on_its_way_to_a_slot_counts_as_running(
             await scheduler.drain(5)
         assert (operation.stage, scheduler.executing) == (Stage.QUEUED, 0)
         nursery.cancel_scope.cancel()
+
+
+async def test_what_is_handed_back_is_not_abandoned(
+    autojump_clock: trio.testing.MockClock,
+) -> None:  # SCH-06, OPS-08
+    async with opened(abandoned_after_seconds=1) as scheduler:
+        operation = submit(scheduler, "a")
+        with scheduler.watching(operation):
+            pass
+        await scheduler.drain(5)
+        await trio.sleep(2)
+        assert operation.outcome is None, "its client may come back to the next server"

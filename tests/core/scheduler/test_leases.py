@@ -164,8 +164,8 @@ async def test_a_slot_that_goes_before_it_begins_is_no_attempt(nursery: trio.Nur
             async with trio.open_nursery() as slots:
                 slots.start_soon(Slot(scheduler, "one").run, trio.TASK_STATUS_IGNORED)
                 await trio.testing.wait_all_tasks_blocked()
-                scheduler.attach("one")
                 slots.cancel_scope.cancel()
+                scheduler.attach("one")
             scheduler.detach("one", "has gone again")
         scheduler.attach("one")
         assert operation.outcome is None
@@ -340,3 +340,28 @@ async def test_a_server_without_work_stops_at_once() -> None:
         submit(scheduler, "a")
         with trio.fail_after(5):
             await scheduler.drain(1000)
+
+
+async def test_what_is_on_its_way_to_a_slot_counts_as_running(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:  # SCH-06
+    async with opened() as scheduler:
+        nursery.start_soon(Slot(scheduler, "one").run, trio.TASK_STATUS_IGNORED)
+        await trio.testing.wait_all_tasks_blocked()
+        operation = submit(scheduler, "a")
+        with trio.fail_after(6):
+            await scheduler.drain(5)
+        assert (operation.stage, scheduler.executing) == (Stage.QUEUED, 0)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_handed_back_is_not_abandoned(
+    autojump_clock: trio.testing.MockClock,
+) -> None:  # SCH-06, OPS-08
+    async with opened(abandoned_after_seconds=1) as scheduler:
+        operation = submit(scheduler, "a")
+        with scheduler.watching(operation):
+            pass
+        await scheduler.drain(5)
+        await trio.sleep(2)
+        assert operation.outcome is None, "its client may come back to the next server"

@@ -91,7 +91,7 @@ class Scheduler:
         self._away: dict[str, str] = {}
         self._alarm = Alarm(self._look_at_clock)
         nursery.start_soon(self._alarm.run)
-        self._departures = Departures(self.cancel, settings.abandoned_after_seconds)
+        self._departures = Departures(self._abandon, settings.abandoned_after_seconds)
         nursery.start_soon(self._departures.run)
         self._stops_at: float | None = None
         self._handed_back = False
@@ -677,7 +677,12 @@ class Scheduler:
         await trio.sleep(self._settings.reconnect_seconds)
         for operation in restored:
             if operation.watchers == 0 and operation.departures == 0:
-                self.cancel(operation)
+                self._abandon(operation)
+
+    def _abandon(self, operation: Operation) -> None:
+        # The next server sees whether its client comes back.
+        if not self._handed_back:
+            self.cancel(operation)
 
 
 @asynccontextmanager

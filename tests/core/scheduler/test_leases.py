@@ -340,3 +340,16 @@ async def test_a_server_without_work_stops_at_once() -> None:
         submit(scheduler, "a")
         with trio.fail_after(5):
             await scheduler.drain(1000)
+
+
+async def test_what_is_on_its_way_to_a_slot_counts_as_running(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:  # SCH-06
+    async with opened() as scheduler:
+        nursery.start_soon(Slot(scheduler, "one").run, trio.TASK_STATUS_IGNORED)
+        await trio.testing.wait_all_tasks_blocked()
+        operation = submit(scheduler, "a")
+        with trio.fail_after(6):
+            await scheduler.drain(5)
+        assert (operation.stage, scheduler.executing) == (Stage.QUEUED, 0)
+        nursery.cancel_scope.cancel()

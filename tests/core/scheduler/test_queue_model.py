@@ -157,17 +157,17 @@ def step(model: NaiveQueue, choice: random.Random) -> None:
         executor = choice.choice([*EXECUTORS])
         if model.slots[executor] < 4:
             model.offer(executor)
-    elif way < 0.76 and model.running:
+    elif way < 0.75 and model.running:
         model.complete(choice.choice(model.running))
-    elif way < 0.92 and model.ending:
+    elif way < 0.88 and model.ending:
         model.release(choice.choice(model.ending))
-    elif way < 0.94:
+    elif way < 0.945:
         lose(model, choice)
-    elif way < 0.95 and model.waiting:
+    elif way < 0.953 and model.waiting:
         model.complete(choice.choice(model.waiting))
-    elif way < 0.955:
+    elif way < 0.958:
         come_or_go(model, choice)
-    elif way < 0.96:
+    elif way < 0.965:
         model.now += choice.choice([1.0, AGEING_SECONDS / 5])
     elif any(model.slots.values()):
         model.withdraw(choice.choice([e for e, count in model.slots.items() if count]))

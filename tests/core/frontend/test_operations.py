@@ -210,7 +210,7 @@ async def test_an_operation_is_not_abandoned_while_somebody_waits_in_this_way(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(let_on_late)
         operation = await wait(client, name, None)
-    assert response_of(operation).result.exit_code == 0
+    assert response_of(operation).status.code == code_pb2.OK
 
 
 async def test_deleting_forgets_and_cancels_nothing(
@@ -226,7 +226,7 @@ async def test_deleting_forgets_and_cancels_nothing(
     await exists(begun)
     let_on.touch()
     ended = await stream.until(reapi.ExecutionStage.COMPLETED)
-    assert response_of(ended).result.exit_code == 0
+    assert response_of(ended).status.code == code_pb2.OK
     # It did its work, and has ended without being kept.
     assert (await run(client, digest)).cached_result
     assert name not in await names_of(client)
@@ -248,7 +248,7 @@ async def test_cancelling_one_of_two_that_share_a_run(
     await exists(begun)
     let_on.touch()
     ended = await two.until(reapi.ExecutionStage.COMPLETED)
-    assert response_of(ended).result.exit_code == 0
+    assert response_of(ended).status.code == code_pb2.OK
 
 
 @pytest.fixture

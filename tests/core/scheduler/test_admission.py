@@ -119,15 +119,15 @@ def alive() -> Counter[str]:
     return Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, kinds))
 
 
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [
-        (SchedulerSettings(max_queued=3), "max_queued"),
-        (SchedulerSettings(max_queued_per_principal=3), "max_queued_per_principal"),
-        (SchedulerSettings(max_in_flight=3), "max_in_flight"),
-        (SchedulerSettings(max_in_flight_per_principal=3), "max_in_flight_per_principal"),
-    ],
-)
+LIMITS = [
+    (SchedulerSettings(max_queued=3), "max_queued"),
+    (SchedulerSettings(max_queued_per_principal=3), "max_queued_per_principal"),
+    (SchedulerSettings(max_in_flight=3), "max_in_flight"),
+    (SchedulerSettings(max_in_flight_per_principal=3), "max_in_flight_per_principal"),
+]
+
+
+@pytest.mark.parametrize(("settings", "name"), LIMITS)
 async def test_what_is_refused_leaves_nothing(
     settings: SchedulerSettings, name: str, nursery: trio.Nursery
 ) -> None:  # EXE-25
@@ -146,10 +146,18 @@ async def test_what_is_refused_leaves_nothing(
         executor.start(nursery, scheduler, slots=2)
         for operation in accepted:
             await ended(operation)
+        for operation in [submit(scheduler, f"later {i}") for i in range(3)]:
+            await ended(operation)
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("settings", "name"), LIMITS)
+async def test_what_is_cancelled_makes_room(settings: SchedulerSettings, name: str) -> None:
     async with open_scheduler(EXECUTORS, settings) as scheduler:
         for _ in range(3):
             operations = [submit(scheduler, str(i)) for i in range(3)]
+            with pytest.raises(Overloaded, match=f"`{name}` in"):
+                submit(scheduler, "one too many")
             for operation in operations:
                 scheduler.cancel(operation)
         assert scheduler.queued == 0
@@ -208,4 +216,20 @@ async def test_what_an_executor_has_takes_no_place_in_the_queue(nursery: trio.Nu
         executor.release.set()
         for operation in operations:
             await ended(operation)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_an_executor_takes_makes_room_at_once(nursery: trio.Nursery) -> None:
+    settings = SchedulerSettings(max_queued_per_principal=1)
+    executor = Executor()
+    async with open_scheduler(EXECUTORS, settings) as scheduler:
+        submit(scheduler, "first")
+        with pytest.raises(Overloaded, match="`max_queued_per_principal` in"):
+            submit(scheduler, "second")
+        executor.start(nursery, scheduler)
+        await trio.testing.wait_all_tasks_blocked()
+        # The first runs, and will do so for a while.
+        second = submit(scheduler, "second")
+        executor.release.set()
+        await ended(second)
         nursery.cancel_scope.cancel()

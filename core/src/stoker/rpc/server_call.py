@@ -49,6 +49,7 @@ class ServerCall:
         "_incoming",
         "_initial_metadata",
         "_outgoing",
+        "_principal",
         "_scope",
         "_served_by",
         "_start",
@@ -68,6 +69,7 @@ class ServerCall:
         self._initial_metadata: tuple[Pair, ...] = ()
         self._trailing_metadata: tuple[Pair, ...] = ()
         self._scope: trio.CancelScope | None = None
+        self._principal: str | None = None
         self._alive = True
         self._finished = False
         self._served_by = served_by
@@ -85,9 +87,11 @@ class ServerCall:
     @property
     def principal(self) -> str:
         """Who the client has proved to be by its certificate; empty where it showed none."""
-        if self._core is None:
-            raise trio.ClosedResourceError("the call has ended")
-        return principal_of(peer_properties(self._core))
+        if self._principal is None:
+            if self._core is None:
+                raise trio.ClosedResourceError("the call has ended")
+            self._principal = principal_of(peer_properties(self._core))
+        return self._principal
 
     def deadline_seconds_left(self) -> float:
         """Return the seconds until the client's deadline, infinity when it set none."""

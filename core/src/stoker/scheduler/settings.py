@@ -30,7 +30,7 @@ class SchedulerSettings(Settings, frozen=True):
     """Operations that may not have ended, those included that share another one's run."""
     max_in_flight_per_principal: _Most | None = None
     """How many of them may be one client's."""
-    max_streams: _Most = 50_000
+    max_streams: _Most = 20_000
     """Calls that may wait for operations at once."""
     max_streams_per_principal: _Most | None = None
     """How many of them may be one client's."""

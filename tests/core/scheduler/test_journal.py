@@ -170,6 +170,21 @@ async def test_what_was_in_hand_when_the_server_was_killed_counts(tmp_path: Path
             journal.losses.check(action)
 
 
+async def test_a_kill_counts_once(tmp_path: Path) -> None:
+    action = make_action("one")
+    bounds = SchedulerSettings(max_server_losses=1)
+    async with open_journal(tmp_path, bounds) as (journal, _):
+        with journal.in_hand(action, "a"):
+            killed = (tmp_path / "in-hand").read_bytes()
+    (tmp_path / "in-hand").write_bytes(killed)
+    async with open_journal(tmp_path, bounds) as (journal, _):
+        with pytest.raises(errors.Quarantined):
+            journal.losses.check(action)
+        journal.survived(action)
+    async with open_journal(tmp_path, bounds) as (journal, _):
+        journal.losses.check(action)
+
+
 # --- any prefix of batches
 
 Steps = st.lists(st.tuples(st.sampled_from("aaaeeffb"), st.integers(0, 30)), max_size=40)

@@ -14,6 +14,8 @@ from pathlib import Path
 import trio
 
 from stoker.action import LoadedAction, Outcome
+from stoker.cli.logs import start_logging
+from stoker.config import LogTable
 from stoker.frontend.cas import CasService
 from stoker.frontend.execution import ExecutionService
 from stoker.frontend.instances import Instance, Instances
@@ -100,6 +102,8 @@ async def _file_nothing(_action: LoadedAction, _result: reapi.ActionResult) -> N
 async def main() -> None:
     tune_allocator()
     blobs = MemoryBlobStore()
+    # As it is, it writes to stdout, which nobody reads after the address.
+    start_logging(LogTable(level="warning"))
     instance = Instance(
         name="",
         blobs=blobs,

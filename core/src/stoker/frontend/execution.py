@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-import structlog
 import trio
 from google.longrunning import operations_pb2
 
@@ -28,8 +27,6 @@ from stoker.scheduler.operation import Operation
 from stoker.scheduler.queue import Stage
 from stoker.scheduler.scheduler import Scheduler
 from stoker.storage.completeness import Lookup
-
-log = structlog.get_logger(__name__)
 
 HEARTBEAT_SECONDS = 30.0
 """An unchanged operation is told again after this time, lest an idle connection be cut (OPS-07)."""
@@ -76,12 +73,6 @@ class ExecutionService:
         with self._scheduler.waiting(call.principal):
             action = await self._load(instance, request, call)
             operation = await self._accept(instance, request, action)
-            log.debug(
-                "operation is accepted",
-                operation=operation.name,
-                action=str(action.digest),
-                principal=operation.principal,
-            )
             await self._follow(operation, call, FIRST_WITHIN_SECONDS)
             return await whole_message(operation, instance.blobs)
 

@@ -143,8 +143,12 @@ async def run(strategy: spi.ExecutionStrategy, spec: spi.ProcessSpec) -> spi.Exi
 
 
 async def _wait_for_content(file: Path, content: bytes) -> None:
-    while not (file.exists() and file.read_bytes() == content):  # noqa: ASYNC110 -- nobody tells
+    while not _holds(file, content):  # noqa: ASYNC110 -- nobody tells
         await trio.sleep(0.01)
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    return file.exists() and file.read_bytes() == content
 
 
 async def outcome(strategy: spi.ExecutionStrategy, spec: spi.ProcessSpec) -> spi.Exit:

@@ -148,16 +148,21 @@ async def test_tail_follows_and_leaves_the_action_alone(
             assert code == 130
             assert b"Traceback" not in err
         assert server.running.scheduler.find(name, "").stage is Stage.EXECUTING
-        async with stoker(server, "tail", "--stderr", name) as tail:
-            fifo.tell("two", "end")
-            code, rest, err = await tail.end()
-            assert (code, rest) == (0, b"")
-            assert err == f"one!\ntwo!\n{name} has ended: exit code 0\n".encode()
+        fifo.tell("two", "end")
         code, rest, _ = await program.end()
     assert (code, rest) == (0, b"one\ntwo\n")
-    # One that has ended already.
-    async with stoker(server, "tail", "--stdout", name) as tail:
-        assert (await tail.end())[:2] == (0, b"one\ntwo\n")
+
+
+async def test_tail_of_one_stream_of_what_has_ended(
+    server: ServerUnderTest, tmp_path: Path
+) -> None:
+    script = "echo one; echo two >&2; exit 3"
+    async with running(server, tmp_path / "f", "sh", "-c", script) as (program, name):
+        await program.end()
+    async with stoker(server, "tail", "--stderr", name) as tail:
+        code, out, err = await tail.end()
+    assert (code, out) == (0, b"")
+    assert err == f"two\n{name} has ended: exit code 3\n".encode()
 
 
 async def test_tail_of_what_is_not_known(server: ServerUnderTest) -> None:

@@ -108,27 +108,31 @@ async def test_run_shows_output_as_it_comes_and_once(
     assert err.count(b"!") == 2
 
 
+@pytest.mark.parametrize("words", ["now", "now and then"])
 async def test_what_is_cut_short_is_told_and_shown_whole(
-    server: ServerUnderTest, fifo: Fifo, tmp_path: Path
+    server: ServerUnderTest, fifo: Fifo, tmp_path: Path, words: str
 ) -> None:
-    script = 'exec 3<"$0"; echo before; read x <&3; : >/dev/stdout; read x <&3; echo now and then'
+    script = f'exec 3<"$0"; echo before; read x <&3; : >/dev/stdout; read x <&3; echo {words}'
     async with running(server, tmp_path / "f", "sh", "-c", script, fifo.path) as (program, _):
         assert await program.read(7) == b"before\n"
         fifo.tell("go", "go")
         code, rest, err = await program.end()
-    assert (code, rest) == (0, b"now and then\n")
+    assert (code, rest) == (0, f"{words}\n".encode())
     assert b"Warning: the command has changed what it printed" in err
 
 
 async def test_streams_that_cannot_be_read_are_done_without(
     server: ServerUnderTest, fifo: Fifo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = trio.Event()
+
     def find(_: LogStreams, name: str) -> None:
+        asked.set()
         raise LogStreamNotFound(name)
 
     monkeypatch.setattr(LogStreams, "find", find)
-    async with running(server, tmp_path / "f", "sh", "-c", STEPWISE, fifo.path) as (program, name):
-        await server.running.scheduler.find(name, "").wait_change(0)
+    async with running(server, tmp_path / "f", "sh", "-c", STEPWISE, fifo.path) as (program, _):
+        await asked.wait()
         fifo.tell("one", "end")
         code, rest, err = await program.end()
     assert (code, rest) == (0, b"one\n")

@@ -31,8 +31,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workers": GROUND | {"spi", "storage", "alarm"},
     "execution": GROUND | {"spi", "storage", "workers", "log_streams"},
     "scheduler": GROUND | {"spi", "storage", "database", "alarm", "log_streams"},
+    "history": GROUND | {"spi", "storage", "database"},
     "frontend": GROUND
-    | {"spi", "storage", "scheduler", "workers", "rpc", "log_streams", "__init__"},
+    | {"spi", "storage", "scheduler", "workers", "rpc", "log_streams", "history", "__init__"},
     "web": {"errors", "scheduler", "workers"},
     "client": GROUND | {"rpc", "storage", "spi", "__init__"},
     # what knows them all
@@ -42,15 +43,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plugins": GROUND | {"spi"},
     "config": GROUND
     | {"spi", "plugins", "tables", "frontend", "scheduler", "execution", "workers", "storage"}
-    | {"machine", "log_streams"},
+    | {"machine", "log_streams", "history"},
     "tls": {"config", "errors", "rpc"},
     "compose": GROUND
     | {"spi", "plugins", "tables", "tls", "config", "rpc", "frontend", "scheduler", "execution"}
-    | {"storage", "workers", "machine", "web", "log_streams"},
+    | {"storage", "workers", "machine", "web", "log_streams", "history"},
     "testing": GROUND | {"spi", "compose", "config", "plugins", "rpc", "storage"},
     "cli": GROUND
     | {"spi", "compose", "config", "plugins", "tables", "tls", "client", "rpc", "__init__"}
-    | {"scheduler", "workers", "worker_check"},
+    | {"scheduler", "workers", "worker_check", "execution"},
     # Tools import it, and wait for that at every start.
     "worker_kit": {"protos"},
     "worker_check": {"spi", "errors"},

@@ -9,7 +9,9 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from types import MappingProxyType
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -84,6 +86,62 @@ class Outcome:
     message: str = ""
     """For the person who reads the client's output."""
     server_logs: Mapping[str, reapi.LogFile] = field(default_factory=dict)
+
+
+class CacheVerdict(Enum):
+    """What the action cache had for an action, when it was accepted."""
+
+    HIT = "hit"
+    SKIPPED = "skipped"
+    """The client asked to skip the lookup (EXE-18)."""
+    NOT_CACHEABLE = "not cacheable"
+    """The action says do_not_cache."""
+    ABSENT = "absent"
+    INCOMPLETE = "incomplete"
+    """There was a result, and something that it names was no longer in the CAS (ACG-02)."""
+    FAILURE = "failure"
+    """There was a result of a run that failed, which the instance does not serve (ACG-12)."""
+    UNUSABLE = "unusable"
+    """There was a result that cannot be read (ACG-13, ACG-15)."""
+    UNKNOWN = "unknown"
+    """Nobody has said."""
+
+
+class CacheAnswer(NamedTuple):
+    """What the action cache said, and what there is to say about it."""
+
+    verdict: CacheVerdict
+    detail: str = ""
+
+
+UNKNOWN_ANSWER = CacheAnswer(CacheVerdict.UNKNOWN)
+
+
+class Sharer(NamedTuple):
+    """An operation that shared a run."""
+
+    name: str
+    principal: str
+    """Whose it is: nobody else is to know its name (SEC-06)."""
+
+
+class RunRecord(NamedTuple):
+    """What is told of one run of an action: for the records once it has ended, or on its way."""
+
+    action: LoadedAction
+    outcome: Outcome | None
+    """None while it is on its way."""
+    sharers: tuple[Sharer, ...]
+    """The operations that shared it, those that were cancelled too."""
+    cache: CacheAnswer
+    wait: str
+    """Why it did not begin at once; empty where it did."""
+    executors: tuple[str, ...]
+    """Those that it was handed to, in order."""
+    queued_ns: int
+    """When the first of its operations was accepted, since 1970."""
+    ended_ns: int
+    """0 while it is on its way."""
 
 
 def load_action(

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -26,12 +32,14 @@ from stoker.frontend.capabilities import CapabilitiesService
 from stoker.frontend.cas import CasService
 from stoker.frontend.execution import ExecutionService
 from stoker.frontend.executor_draining import ExecutorDraining
+from stoker.frontend.explain import ExplainService
 from stoker.frontend.instances import Instance, Instances
 from stoker.frontend.log_streams import LogStreamService, LogTransfers
 from stoker.frontend.operations import OperationsService
 from stoker.frontend.provenance import provenance_of_executor, stamp
 from stoker.frontend.resuming import resume_all
 from stoker.frontend.status import translate
+from stoker.history.records import History, open_history
 from stoker.log_streams.run_output import RunOutputs
 from stoker.log_streams.streams import LogStreams, open_log_streams
 from stoker.machine import shortage
@@ -96,7 +104,7 @@ class Services:
         """The store of this name, which verifies what is written to it."""
         return self._verifying[name]
 
-    def action_cache(self, table: InstanceTable) -> ActionCache:
+    def action_cache(self, table: InstanceTable) -> CompleteActionCache:
         """The instance's cache, which serves whole results only."""
         cache = cast("ActionCache", self._opened["action_caches"][table.action_cache])
         return CompleteActionCache(
@@ -227,8 +235,10 @@ async def open_server(
         services = await stack.enter_async_context(open_services(configuration, catalogue))
         offers = {name: _offer(table) for name, table in configuration.executors.items()}
         journal, kept = await _open_journal(configuration, stack)
+        history = await stack.enter_async_context(_open_history(configuration))
+        note = history.note if history.is_kept else None
         scheduler = await stack.enter_async_context(
-            open_scheduler(offers, configuration.scheduler, journal)
+            open_scheduler(offers, configuration.scheduler, journal, note)
         )
         unfinished = scheduler.restore(kept)
         state = configuration.path(configuration.server.state_directory)
@@ -256,7 +266,7 @@ async def open_server(
         served = Instances(instances)
         nursery.start_soon(resume_all, served, scheduler, unfinished)
         health, draining = Health(), trio.CancelScope()
-        server = _rpc_server(served, scheduler, log_streams, health)
+        server = _rpc_server(served, scheduler, history, log_streams, health)
         addresses = tuple(_listen(server, configuration))
         await nursery.start(server.serve)
         admin = Server(
@@ -291,6 +301,11 @@ async def _drain(server: Server, scheduler: Scheduler, seconds: float) -> None:
     await scheduler.drain(seconds)
     log.info("drained", handed_back=scheduler.queued)
     await server.stop(max(end - trio.current_time(), _LAST_WORDS_SECONDS))
+
+
+def _open_history(configuration: Configuration) -> AbstractAsyncContextManager[History]:
+    path = configuration.path(configuration.server.state_directory) / "history.sqlite"
+    return open_history(path, configuration.history)
 
 
 async def _open_journal(
@@ -420,11 +435,16 @@ _SERVED = (
     "google.bytestream.ByteStream",
     "google.longrunning.Operations",
     "build.bazel.remote.logstream.v1.LogStreamService",
+    "stoker.v1.Explain",
 )
 
 
 def _rpc_server(
-    instances: Instances, scheduler: Scheduler, log_streams: LogStreams, health: Health
+    instances: Instances,
+    scheduler: Scheduler,
+    history: History,
+    log_streams: LogStreams,
+    health: Health,
 ) -> Server:
     return Server(
         [
@@ -435,6 +455,7 @@ def _rpc_server(
             ActionCacheService(instances).service(),
             ExecutionService(instances, scheduler).service(),
             OperationsService(instances, scheduler).service(),
+            ExplainService(instances, scheduler, history).service(),
             health.service,
             *reflection_services([*_SERVED, HEALTH]),
         ],

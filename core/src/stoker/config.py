@@ -20,6 +20,7 @@ import msgspec
 from stoker.errors import ConfigurationError, InvalidRequest
 from stoker.execution.settings import ExecutionSettings
 from stoker.frontend.instances import check_instance_name
+from stoker.history.settings import HistorySettings
 from stoker.log_streams.settings import LogStreamSettings
 from stoker.machine import usable_memory_bytes, usable_processors, usable_slots
 from stoker.plugins import NOUNS, SUPPLIERS, Catalogue
@@ -153,6 +154,7 @@ class Configuration:
     log: LogTable
     scheduler: SchedulerSettings
     log_streams: LogStreamSettings
+    history: HistorySettings
     services: dict[ServiceName, Service]
     """In an order in which each comes after those that it names."""
     executors: dict[str, ExecutorTable]
@@ -213,7 +215,7 @@ class _Check:
     """One pass over a document, which collects problems and keeps what is sound."""
 
     _TABLES = (
-        *("server", "log", "scheduler", "log_streams"),
+        *("server", "log", "scheduler", "log_streams", "history"),
         *(*SERVICE_TABLES, "executors", "instances"),
     )
 
@@ -238,6 +240,7 @@ class _Check:
         log = self._table("log", LogTable)
         scheduler = self._table("scheduler", SchedulerSettings)
         log_streams = self._table("log_streams", LogStreamSettings)
+        history = self._table("history", HistorySettings)
         self._read_services()
         executors = dict(self._named("executors", ExecutorTable))
         instances = dict(self._named("instances", InstanceTable))
@@ -254,11 +257,13 @@ class _Check:
         assert log
         assert scheduler
         assert log_streams
+        assert history
         return Configuration(
             server=server,
             log=log,
             scheduler=scheduler,
             log_streams=log_streams,
+            history=history,
             services=services,
             executors=executors,
             instances=instances,

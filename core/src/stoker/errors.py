@@ -103,6 +103,15 @@ class LogOffsetOutOfRange(StokerError):
         super().__init__(f"offset {offset} is outside of the log stream")
 
 
+class RunNotFound(StokerError):
+    """No run of this action is known."""
+
+    def __init__(self, action: str) -> None:
+        super().__init__(
+            f"no run of action {action} is known: none has been recorded, or none is kept so long"
+        )
+
+
 class OffsetOutOfRange(StokerError):
     """A read begins outside its blob."""
 

@@ -26,6 +26,7 @@ from stoker.protos import bytestream_pb2 as bytestream
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import Server
 from stoker.spi import BlobStore
+from stoker.storage.completeness import CompleteActionCache
 from stoker.storage.memory import MemoryActionCache
 from stoker.storage.verifying import VerifyingBlobStore
 from stoker.testing.server import EXECUTING, open_test_server
@@ -39,9 +40,9 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 def instance_of(store: BlobStore, name: str = "", **settings: Any) -> Instance:
     """An instance that only caches, on `store`."""
-    return Instance(
-        name=name, blobs=VerifyingBlobStore(store), actions=MemoryActionCache(), **settings
-    )
+    blobs = VerifyingBlobStore(store)
+    actions = CompleteActionCache(MemoryActionCache(), blobs)
+    return Instance(name=name, blobs=blobs, actions=actions, **settings)
 
 
 @asynccontextmanager

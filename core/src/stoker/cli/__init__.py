@@ -31,6 +31,7 @@ COMMANDS = (
     "run",
     "tail",
     "operations",
+    "explain",
     "workers",
     "drain",
     "cas",

@@ -16,7 +16,7 @@ from stoker.client.execution import Operations
 from stoker.client.log_streams import LogChunks
 from stoker.digest import DIGEST_FUNCTIONS, Digest, DigestFunction
 from stoker.errors import FailedPrecondition, InvalidRequest
-from stoker.protos import bytestream_pb2
+from stoker.protos import bytestream_pb2, explain_pb2
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import ClientTlsCredentials, RpcError, StatusCode, open_channel
 
@@ -228,6 +228,16 @@ class RemoteInstance(Blobs):
             "/google.bytestream.ByteStream/Read", bytestream_pb2.ReadResponse, request
         ) as stream:
             yield LogChunks(stream)
+
+    async def explain(self, request: explain_pb2.ExplainActionRequest) -> explain_pb2.Explanation:
+        """What the server knows of an action; the instance's name is filled in.
+
+        Raises RpcError UNIMPLEMENTED by servers other than stoker.
+        """
+        request.instance_name = self.instance_name
+        return await self._calls.unary(
+            "/stoker.v1.Explain/ExplainAction", request, explain_pb2.Explanation
+        )
 
     def _name(self) -> str:
         return f"instance {self.instance_name!r} of {self.target}"

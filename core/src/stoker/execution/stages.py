@@ -28,6 +28,7 @@ class Stages:
         self._wall_ns = time.time_ns()
         self._counter_ns = time.monotonic_ns()
         self._metadata = reapi.ExecutedActionMetadata(worker=executor)
+        self._marks: dict[str, int] = {}
         self.mark("worker_start")
 
     def mark(self, stage: str, at_ns: int | None = None) -> None:
@@ -35,7 +36,10 @@ class Stages:
         time of time.monotonic_ns."""
         if at_ns is None:
             at_ns = time.monotonic_ns()
-        now_ns = self._wall_ns + at_ns - self._counter_ns
+        self._stamp(stage, self._wall_ns + at_ns - self._counter_ns)
+
+    def _stamp(self, stage: str, now_ns: int) -> None:
+        self._marks[stage] = now_ns
         stamp = getattr(self._metadata, f"{stage}_timestamp")
         # By hand: it is done nine times for every action.
         stamp.seconds, stamp.nanos = divmod(now_ns, 10**9)
@@ -66,14 +70,46 @@ class Stages:
         copy.CopyFrom(self._metadata)
         return copy
 
+    def with_progress(
+        self, facts: Mapping[str, str | float | bool]
+    ) -> reapi.ExecutedActionMetadata:
+        """As `so_far`, and `facts` of this moment, which no later metadata has."""
+        copy = self.so_far()
+        message = Struct()
+        message.update(facts)
+        copy.auxiliary_metadata.add().Pack(message)
+        return copy
+
     def complete(self) -> reapi.ExecutedActionMetadata:
         """The action ends now, and every stage has been marked."""
         self.mark("worker_completed")
-        metadata = self._metadata
-        started_ns = metadata.execution_start_timestamp.ToNanoseconds()
-        ended_ns = metadata.execution_completed_timestamp.ToNanoseconds()
-        metadata.virtual_execution_duration.FromNanoseconds(ended_ns - started_ns)
+        self._fill_gaps()
+        marks = self._marks
+        executed_ns = marks["execution_completed"] - marks["execution_start"]
+        self._metadata.virtual_execution_duration.FromNanoseconds(executed_ns)
         return self.so_far()
+
+    def _fill_gaps(self) -> None:
+        """A stage that was never reached took no time: it is where the next one is (RUN-27)."""
+        following = self._marks["worker_completed"]
+        for stage in _BACKWARDS:
+            marked = self._marks.get(stage)
+            # One may be left over from an attempt before the last.
+            if marked is None or marked > following:
+                self._stamp(stage, following)
+            else:
+                following = marked
+
+
+_BACKWARDS = (
+    "output_upload_completed",
+    "output_upload_start",
+    "execution_completed",
+    "execution_start",
+    "input_fetch_completed",
+    "input_fetch_start",
+    "worker_start",
+)
 
 
 def signal_name(number: int) -> str:

@@ -7,7 +7,14 @@ from collections.abc import Awaitable, Callable
 import trio
 from google.longrunning import operations_pb2
 
-from stoker.action import NOTHING_INLINED, Inlined, LoadedAction, Outcome
+from stoker.action import (
+    NOTHING_INLINED,
+    CacheAnswer,
+    CacheVerdict,
+    Inlined,
+    LoadedAction,
+    Outcome,
+)
 from stoker.errors import FailedPrecondition
 from stoker.frontend.capabilities import MAX_PRIORITY, MIN_PRIORITY
 from stoker.frontend.instances import Instance, Instances, naming_instance
@@ -19,6 +26,7 @@ from stoker.rpc import ServerCall, Service, unary_stream
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.queue import Stage
 from stoker.scheduler.scheduler import Scheduler
+from stoker.storage.completeness import Lookup
 
 HEARTBEAT_SECONDS = 30.0
 """An unchanged operation is told again after this time, lest an idle connection be cut (OPS-07)."""
@@ -120,8 +128,10 @@ class ExecutionService:
             if joined:
                 return joined
             end_count = self._scheduler.end_count
-            if cached := await self._cached(instance, request, action):
-                return cached
+            result, answer = await _look_up(instance, request, action)
+            if result is not None:
+                outcome = Outcome(result=result, cached=True)
+                return self._scheduler.submit_completed(action, outcome, inlined)
             if request.skip_cache_lookup or not self._scheduler.ended_since(action, end_count):
                 break
         return self._scheduler.submit(
@@ -130,20 +140,19 @@ class ExecutionService:
             executors=executors,
             inlined=inlined,
             skip_cache_lookup=request.skip_cache_lookup,
+            cache=answer,
         )
 
-    async def _cached(
-        self, instance: Instance, request: reapi.ExecuteRequest, action: LoadedAction
-    ) -> Operation | None:
-        """An operation that has ended already, where the action cache has its result (EXE-18)."""
-        if request.skip_cache_lookup or not action.cacheable:
-            return None
-        result = await instance.actions.get(instance.action_key(action.digest))
-        if result is None:
-            return None
-        return self._scheduler.submit_completed(
-            action, Outcome(result=result, cached=True), _inlined(request)
-        )
+
+async def _look_up(
+    instance: Instance, request: reapi.ExecuteRequest, action: LoadedAction
+) -> Lookup:
+    """What the action cache has, where it is to be asked (EXE-18)."""
+    if request.skip_cache_lookup:
+        return Lookup(None, CacheAnswer(CacheVerdict.SKIPPED))
+    if not action.cacheable:
+        return Lookup(None, CacheAnswer(CacheVerdict.NOT_CACHEABLE))
+    return await instance.actions.look_up(instance.action_key(action.digest))
 
 
 async def tell_changes(

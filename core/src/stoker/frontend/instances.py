@@ -17,7 +17,8 @@ from stoker.digest import (
 from stoker.errors import InstanceNotFound, InvalidRequest, StokerError
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import ServerCall
-from stoker.spi import ActionCache, ActionKey, BlobStore
+from stoker.spi import ActionKey, BlobStore
+from stoker.storage.completeness import CompleteActionCache
 
 
 class _NamesInstance(Protocol):
@@ -40,7 +41,7 @@ class Instance:
 
     name: str
     blobs: BlobStore
-    actions: ActionCache
+    actions: CompleteActionCache
     executors: Mapping[str, float] = field(default_factory=dict)
     """The executors that run its actions, and the longest timeout, in seconds, that each allows;
     empty where it only caches."""

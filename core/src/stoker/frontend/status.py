@@ -24,6 +24,7 @@ CODES: dict[type[errors.StokerError], StatusCode] = {
     errors.LogStreamNotFound: StatusCode.NOT_FOUND,
     errors.LogStreamBusy: StatusCode.ABORTED,
     errors.LogOffsetOutOfRange: StatusCode.OUT_OF_RANGE,
+    errors.RunNotFound: StatusCode.NOT_FOUND,
     errors.OffsetOutOfRange: StatusCode.OUT_OF_RANGE,
     errors.InputsMissing: StatusCode.FAILED_PRECONDITION,
     errors.FailedPrecondition: StatusCode.FAILED_PRECONDITION,

@@ -11,6 +11,7 @@ from stoker.scheduler.kinds import Kind
 from stoker.scheduler.matching import Matching, Offer
 from stoker.scheduler.occupancy import Occupancy
 from stoker.scheduler.task import Assignment, Task
+from stoker.scheduler.waiting import GONE, KEPT_FREE
 
 
 class Executors:
@@ -70,6 +71,18 @@ class Executors:
             and self._occupancy[name].fits(kind.request, kind.amounts)
         ]
         return self._affinity.prefer(task.action, fitting)
+
+    def obstacles(self, task: Task) -> dict[str, str]:
+        """The executors that could take `task`, and what keeps it from each now."""
+        kind = task.kind
+        return {
+            name: (
+                self._occupancy[name].lacking(kind.request, kind.amounts) or KEPT_FREE
+                if name in self.attached
+                else GONE
+            )
+            for name in sorted(kind.eligible)
+        }
 
     def save_for(self, task: Task, saved: set[str]) -> None:
         """Keep tasks behind `task` from one executor. It stays the same one while it can: else

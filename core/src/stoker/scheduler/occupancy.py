@@ -55,6 +55,20 @@ class Occupancy:
             and (not amounts or all(a <= self.free_amount(name) for name, a in amounts))
         )
 
+    def lacking(self, request: Request, amounts: Amounts = ()) -> str:
+        """What keeps a task with `request` from beginning now; empty where it `fits`."""
+        part, free = self._part(request), self.free
+        if self.slots <= 0:
+            return "no slot is free"
+        if part.millicpus > free.millicpus:
+            return f"{free.millicpus / 1000:g} processors are free of {part.millicpus / 1000:g}"
+        if part.memory_bytes > free.memory_bytes:
+            return f"{free.memory_bytes} bytes of memory are free of {part.memory_bytes}"
+        for name, amount in amounts:
+            if amount > self.free_amount(name):
+                return f"{self.free_amount(name) / 1000:g} {name} are free of {amount / 1000:g}"
+        return ""
+
     def take(self, request: Request, amounts: Amounts = ()) -> int:
         """A task with `request`, which fits, is put on a free slot. Returns its `weight`."""
         self.slots -= 1

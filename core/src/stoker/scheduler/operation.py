@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from stoker.action import NOTHING_INLINED, Inlined, Outcome
+from stoker.action import NOTHING_INLINED, UNKNOWN_ANSWER, CacheAnswer, Inlined, Outcome
 from stoker.digest import Digest
 from stoker.errors import Draining
 from stoker.log_streams.names import StreamNames
@@ -42,6 +42,8 @@ class Operation:
     invocation: str = ""
     inlined: Inlined = NOTHING_INLINED
     """What its client wants to have in the result."""
+    cache: CacheAnswer = UNKNOWN_ANSWER
+    """What the action cache said of it, for the records."""
     stage: Stage = Stage.QUEUED
     outcome: Outcome | None = None
     """Set exactly when the stage is COMPLETED."""

@@ -24,6 +24,7 @@ from stoker.scheduler.kinds import Kind, Kinds
 from stoker.scheduler.lives import Lives
 from stoker.scheduler.matching import Matching, Offer
 from stoker.scheduler.task import Assignment, Stage, Task, merge_key
+from stoker.scheduler.waiting import Outlook
 
 __all__ = ["Assignment", "Policy", "Queue", "Stage", "Task", "Waiting", "merge_key"]
 
@@ -165,6 +166,12 @@ class Queue:
                 since = min(known.oldest_at, oldest.queued_at)
                 found[kind.eligible] = Waiting(known.tasks + group.waiting, since)
         return found
+
+    def outlook(self, task: Task) -> Outlook:
+        """What keeps `task`, which waits, from beginning now. Costs by the number of executors."""
+        obstacles = self._executors.obstacles(task)
+        same = task.parties[0].invocation.tasks - 1
+        return Outlook(obstacles, self.queued - 1, self.executing, same, task.saving or "")
 
     def offer(self, executor: str, *, now: float) -> list[Assignment]:
         """A slot of `executor` is free, and waits for a task."""

@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from stoker.action import NOTHING_INLINED, Inlined, LoadedAction, Outcome
+from stoker.action import (
+    NOTHING_INLINED,
+    UNKNOWN_ANSWER,
+    CacheAnswer,
+    Inlined,
+    LoadedAction,
+    Outcome,
+    RunRecord,
+)
 from stoker.alarm import Alarm
 from stoker.errors import Cancelled, Draining, Overloaded, StokerError
 from stoker.log_streams.names import StreamNames
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Share
 from stoker.scheduler.absence import none_came, waiting_note, with_note
+from stoker.scheduler.course import Courses, Note
+from stoker.scheduler.departures import Departures
 from stoker.scheduler.floor import ExecutorState, Floor, WaitingLine
 from stoker.scheduler.journal import Journal
 from stoker.scheduler.journal_rows import Request, seconds_since
@@ -35,6 +45,7 @@ if TYPE_CHECKING:
     from stoker.scheduler.journal_rows import Kept
     from stoker.scheduler.matching import Offer
     from stoker.scheduler.settings import SchedulerSettings
+    from stoker.scheduler.waiting import Outlook
 
 _RESTART_SECONDS = 1.0
 """When clients of a server that stops are told to come again, after its end."""
@@ -56,8 +67,10 @@ class Scheduler:
         settings: SchedulerSettings,
         nursery: trio.Nursery,
         journal: Journal,
+        note: Note | None = None,
     ) -> None:
         self._queue = Queue(executors, max_queued=settings.max_queued, policy=settings.policy)
+        self._courses = Courses(self._queue, note)
         self._settings = settings
         self._nursery = nursery
         self._journal = journal
@@ -78,6 +91,8 @@ class Scheduler:
         self._away: dict[str, str] = {}
         self._alarm = Alarm(self._look_at_clock)
         nursery.start_soon(self._alarm.run)
+        self._departures = Departures(self.cancel, settings.abandoned_after_seconds)
+        nursery.start_soon(self._departures.run)
         self._stops_at: float | None = None
         self._handed_back = False
         self._all_ended = trio.Event()
@@ -92,13 +107,15 @@ class Scheduler:
         executors: Collection[str],
         inlined: Inlined = NOTHING_INLINED,
         skip_cache_lookup: bool = False,
+        cache: CacheAnswer = UNKNOWN_ANSWER,
     ) -> Operation:
         """Accept `action`, to run on one of `executors`, or to share a twin's run.
 
         `skip_cache_lookup` is whether it has to run whatever the action cache has, should that be
-        for a later server to do. Raises Quarantined for an action that was lost too often
-        (SCH-10); InvalidRequest, FailedPrecondition where none matches: see `Queue.add`;
-        Overloaded where a limit is reached (EXE-25); Draining from `stop` on. Then it leaves
+        for a later server to do; `cache` is what that said, for the records. Raises Quarantined
+        for an action that was lost too often (SCH-10); InvalidRequest, FailedPrecondition where
+        none matches: see `Queue.add`; Overloaded where a limit is reached (EXE-25); Draining from
+        `stop` on. Then it leaves
         nothing behind.
         """
         time = trio.current_time()
@@ -116,7 +133,7 @@ class Scheduler:
                 raise self._limits.queued.refusal(time) from None
         self._records.drop_expired(time)
         operation = self._records.add(action, inlined)
-        operation.queued_nanoseconds = time_ns()
+        operation.queued_nanoseconds, operation.cache = time_ns(), cache
         self._take_in(operation)
         self._journal.accepted(operation, Request(priority, skip_cache_lookup, action.metadata))
         if queued:
@@ -189,7 +206,21 @@ class Scheduler:
         operation = self._records.add(action, inlined)
         operation.stage, operation.outcome = Stage.COMPLETED, outcome
         self._records.retain(operation, trio.current_time())
+        self._courses.answered(action, operation, outcome)
         return operation
+
+    def run_of(self, operation: Operation) -> RunRecord | None:
+        """What is known of the run that `operation` waits for; None where it has none, or no more.
+
+        One that has none has ended, or is kept back: see `Suspects`.
+        """
+        task = self._tasks.get(operation)
+        return self._courses.record(task) if task else None
+
+    def outlook(self, operation: Operation) -> Outlook | None:
+        """Why `operation` waits for an executor now; None where it does not."""
+        task = self._tasks.get(operation)
+        return self._queue.outlook(task) if task and task.stage is Stage.QUEUED else None
 
     def find(self, name: str, principal: str) -> Operation:
         """The operation of this name, if it is this client's. Raises OperationNotFound."""
@@ -238,7 +269,7 @@ class Scheduler:
             ended = operation.stage is Stage.COMPLETED or self._handed_back
             operation.departures += 1
             if operation.watchers == 0 and not ended:
-                self._nursery.start_soon(self._abandon_later, operation, operation.departures)
+                self._departures.note(operation)
 
     @property
     def queued(self) -> int:
@@ -451,6 +482,8 @@ class Scheduler:
         known = next((twin.run for twin in twins), None)
         if known is not None:
             run.CopyFrom(known)
+            # Facts of an earlier moment are over.
+            run.ClearField("auxiliary_metadata")
         run.MergeFrom(metadata)
         for operation in twins:
             operation.stage, operation.run, operation.streams = stage, run, streams
@@ -468,6 +501,7 @@ class Scheduler:
             operation.stage, operation.run = twin.stage, twin.run
             operation.streams = twin.streams
         twins.add(operation)
+        self._courses.join(task, operation)
         self._count_waiting(operation, waits=task.stage is Stage.QUEUED)
         self._hand_over(assignments)
         if task in self._queue.stranded and twin is None:
@@ -503,6 +537,7 @@ class Scheduler:
     def _complete(self, task: Task, outcome: Outcome) -> None:
         assignments = self._leave_queue(task)
         self._note_end(task)
+        self._courses.end(task, outcome)
         for operation in tuple(self._interest.get(task, ())):
             self._end(operation, outcome)
         self._interest.pop(task, None)
@@ -539,6 +574,7 @@ class Scheduler:
     def _drop(self, task: Task) -> None:
         """Nobody wants `task`: it is taken out of the queue, or stopped where it runs."""
         self._hand_over(self._leave_queue(task))
+        self._courses.end(task, Outcome(error=Cancelled("nobody wanted it any longer")))
         self._note_if_all_ended()
         if lease := self._leases.get(task):
             lease.scope.cancel()
@@ -637,11 +673,6 @@ class Scheduler:
         for operation in (*self._tasks, *self._unqueued):
             operation.hand_back(self._draining())
 
-    async def _abandon_later(self, operation: Operation, departure: int) -> None:
-        await trio.sleep(self._settings.abandoned_after_seconds)
-        if operation.watchers == 0 and operation.departures == departure:
-            self.cancel(operation)
-
     async def _await_clients(self, restored: Iterable[Operation]) -> None:
         await trio.sleep(self._settings.reconnect_seconds)
         for operation in restored:
@@ -651,14 +682,17 @@ class Scheduler:
 
 @asynccontextmanager
 async def open_scheduler(
-    executors: Mapping[str, Offer], settings: SchedulerSettings, journal: Journal | None = None
+    executors: Mapping[str, Offer],
+    settings: SchedulerSettings,
+    journal: Journal | None = None,
+    note: Note | None = None,
 ) -> AsyncIterator[Scheduler]:
-    """A scheduler for executors of these names, and what they offer.
+    """A scheduler for executors of these names, and what they offer; `note` is told of each run.
 
     It forgets all when it ends, without a journal that is open.
     """
     async with trio.open_nursery() as nursery:
         try:
-            yield Scheduler(executors, settings, nursery, journal or Journal(settings.bounds))
+            yield Scheduler(executors, settings, nursery, journal or Journal(settings.bounds), note)
         finally:
             nursery.cancel_scope.cancel()

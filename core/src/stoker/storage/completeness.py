@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import structlog
 import trio
 from google.protobuf.message import DecodeError
 
+from stoker.action import CacheAnswer, CacheVerdict
 from stoker.digest import Digest
 from stoker.errors import BlobNotFound, DataLoss, InvalidRequest
 from stoker.protos import remote_execution_pb2 as reapi
@@ -21,6 +23,15 @@ _THREAD_THRESHOLD_BYTES = 256 * 1024
 
 MAX_TREE_BYTES = 64 * 1024 * 1024
 """How large the trees of one result may be together, unless told otherwise."""
+
+_NAMED_GAPS = 5
+
+
+class Lookup(NamedTuple):
+    """A result that may be served, or why there is none."""
+
+    result: ActionResult | None
+    answer: CacheAnswer
 
 
 class CompleteActionCache(ActionCache):
@@ -49,17 +60,28 @@ class CompleteActionCache(ActionCache):
         self._max_tree_bytes = max_tree_bytes
         self._cache_failures = cache_failures
 
+    @property
+    def cache_failures(self) -> bool:
+        """Whether results of failures are filed and served."""
+        return self._cache_failures
+
     async def get(self, key: ActionKey) -> ActionResult | None:
         """The result filed under `key` if it is whole, or None. Raises Unavailable."""
+        return (await self.look_up(key)).result
+
+    async def look_up(self, key: ActionKey) -> Lookup:
+        """As `get`, and why there is none."""
         result = await self._inner.get(key)
-        if result is None or self._is_unwanted(result):
-            return None
+        if result is None:
+            return _nothing(CacheVerdict.ABSENT)
+        if self._is_unwanted(result):
+            return _nothing(CacheVerdict.FAILURE, f"it has exit code {result.exit_code}")
         try:
-            whole = await self._is_whole(key.action, result)
+            gap = await self._gap(key.action, result)
         except (_Unusable, InvalidRequest, DataLoss) as reason:
             _log.warning("cached result not served", action=str(key.action), reason=str(reason))
-            return None
-        return result if whole else None
+            return _nothing(CacheVerdict.UNUSABLE, str(reason))
+        return _nothing(CacheVerdict.INCOMPLETE, gap) if gap else Lookup(result, _HIT)
 
     async def update(self, key: ActionKey, result: ActionResult) -> None:
         """File `result`, never as an empty message (ACU-08), unless it tells of a failure.
@@ -79,18 +101,23 @@ class CompleteActionCache(ActionCache):
     def _is_unwanted(self, result: ActionResult) -> bool:
         return result.exit_code != 0 and not self._cache_failures
 
-    async def _is_whole(self, action: Digest, result: ActionResult) -> bool:
+    async def _gap(self, action: Digest, result: ActionResult) -> str:
+        """What is missing of `result`, as a sentence; empty where it is whole."""
         needed = _Needed(action, self._max_tree_bytes)
         needed.add_all(_named_digests(result))
         for directory in result.output_directories:
             needed.take_tree_bytes(directory.tree_digest)
             needed.take_tree_bytes(directory.root_directory_digest)
-        if not (await self._add_trees(needed, result) and await self._add_closures(needed, result)):
-            return False
+        if missing := await self._add_trees(needed, result):
+            return _describe_gap(missing, result)
+        if absent := await self._add_closures(needed, result):
+            return _describe_gap([absent], result)
         needed.digests.discard(needed.empty)
-        return not (needed.digests and await self._blobs.find_missing(needed.digests))
+        missing = await self._blobs.find_missing(needed.digests) if needed.digests else set()
+        return _describe_gap(missing, result) if missing else ""
 
-    async def _add_trees(self, needed: _Needed, result: ActionResult) -> bool:
+    async def _add_trees(self, needed: _Needed, result: ActionResult) -> set[Digest]:
+        """Add what the trees of `result` name. Returns those that are missing."""
         trees = needed.parse_all(
             directory.tree_digest
             for directory in result.output_directories
@@ -104,9 +131,10 @@ class CompleteActionCache(ActionCache):
                 needed.add_tree(tree, data)
             else:
                 await trio.to_thread.run_sync(needed.add_tree, tree, data)
-        return len(blobs) == len(trees)
+        return trees - blobs.keys()
 
-    async def _add_closures(self, needed: _Needed, result: ActionResult) -> bool:
+    async def _add_closures(self, needed: _Needed, result: ActionResult) -> Digest | None:
+        """Add what is below the root directories of `result`. Returns one that is missing."""
         roots = needed.parse_all(
             directory.root_directory_digest
             for directory in result.output_directories
@@ -117,9 +145,33 @@ class CompleteActionCache(ActionCache):
             async for directories in walk_directories(self._blobs, roots):
                 for digest, directory in directories:
                     needed.add_directory(digest, directory)
-        except BlobNotFound:
-            return False
-        return True
+        except BlobNotFound as error:
+            return error.digest
+        return None
+
+
+_HIT = CacheAnswer(CacheVerdict.HIT)
+
+
+def _nothing(verdict: CacheVerdict, detail: str = "") -> Lookup:
+    return Lookup(None, CacheAnswer(verdict, detail))
+
+
+def _describe_gap(missing: Iterable[Digest], result: ActionResult) -> str:
+    names = _names_in(result)
+    inside = "a blob inside of an output directory"
+    gaps = sorted(f"{names.get(digest.hash, inside)} ({digest})" for digest in missing)
+    more = f" and {len(gaps) - _NAMED_GAPS} more" if len(gaps) > _NAMED_GAPS else ""
+    return f"no longer in the CAS: {', '.join(gaps[:_NAMED_GAPS])}{more}"
+
+
+def _names_in(result: ActionResult) -> dict[str, str]:
+    """What each digest in the message is of, by its hash."""
+    names = {result.stdout_digest.hash: "stdout", result.stderr_digest.hash: "stderr"}
+    for directory in result.output_directories:
+        for digest in (directory.tree_digest, directory.root_directory_digest):
+            names[digest.hash] = f"output directory {directory.path!r}"
+    return names | {f.digest.hash: f"output file {f.path!r}" for f in result.output_files}
 
 
 class _Unusable(Exception):

@@ -1,0 +1,1 @@
+"""What became of actions: records that outlive the process, and what two actions differ in."""

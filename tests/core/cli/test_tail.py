@@ -108,27 +108,31 @@ async def test_run_shows_output_as_it_comes_and_once(
     assert err.count(b"!") == 2
 
 
+@pytest.mark.parametrize("words", ["now", "now and then"])
 async def test_what_is_cut_short_is_told_and_shown_whole(
-    server: ServerUnderTest, fifo: Fifo, tmp_path: Path
+    server: ServerUnderTest, fifo: Fifo, tmp_path: Path, words: str
 ) -> None:
-    script = 'exec 3<"$0"; echo before; read x <&3; : >/dev/stdout; read x <&3; echo now and then'
+    script = f'exec 3<"$0"; echo before; read x <&3; : >/dev/stdout; read x <&3; echo {words}'
     async with running(server, tmp_path / "f", "sh", "-c", script, fifo.path) as (program, _):
         assert await program.read(7) == b"before\n"
         fifo.tell("go", "go")
         code, rest, err = await program.end()
-    assert (code, rest) == (0, b"now and then\n")
+    assert (code, rest) == (0, f"{words}\n".encode())
     assert b"Warning: the command has changed what it printed" in err
 
 
 async def test_streams_that_cannot_be_read_are_done_without(
     server: ServerUnderTest, fifo: Fifo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = trio.Event()
+
     def find(_: LogStreams, name: str) -> None:
+        asked.set()
         raise LogStreamNotFound(name)
 
     monkeypatch.setattr(LogStreams, "find", find)
-    async with running(server, tmp_path / "f", "sh", "-c", STEPWISE, fifo.path) as (program, name):
-        await server.running.scheduler.find(name, "").wait_change(0)
+    async with running(server, tmp_path / "f", "sh", "-c", STEPWISE, fifo.path) as (program, _):
+        await asked.wait()
         fifo.tell("one", "end")
         code, rest, err = await program.end()
     assert (code, rest) == (0, b"one\n")
@@ -148,16 +152,21 @@ async def test_tail_follows_and_leaves_the_action_alone(
             assert code == 130
             assert b"Traceback" not in err
         assert server.running.scheduler.find(name, "").stage is Stage.EXECUTING
-        async with stoker(server, "tail", "--stderr", name) as tail:
-            fifo.tell("two", "end")
-            code, rest, err = await tail.end()
-            assert (code, rest) == (0, b"")
-            assert err == f"one!\ntwo!\n{name} has ended: exit code 0\n".encode()
+        fifo.tell("two", "end")
         code, rest, _ = await program.end()
     assert (code, rest) == (0, b"one\ntwo\n")
-    # One that has ended already.
-    async with stoker(server, "tail", "--stdout", name) as tail:
-        assert (await tail.end())[:2] == (0, b"one\ntwo\n")
+
+
+async def test_tail_of_one_stream_of_what_has_ended(
+    server: ServerUnderTest, tmp_path: Path
+) -> None:
+    script = "echo one; echo two >&2; exit 3"
+    async with running(server, tmp_path / "f", "sh", "-c", script) as (program, name):
+        await program.end()
+    async with stoker(server, "tail", "--stderr", name) as tail:
+        code, out, err = await tail.end()
+    assert (code, out) == (0, b"")
+    assert err == f"two\n{name} has ended: exit code 3\n".encode()
 
 
 async def test_tail_of_what_is_not_known(server: ServerUnderTest) -> None:

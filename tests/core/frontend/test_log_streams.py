@@ -25,6 +25,8 @@ BOUNDED = f"""
 [instances."main/ci"]
 blob_store = "main"
 action_cache = "main"
+[server]
+drain_seconds = 0.2
 [log_streams]
 max_streams = 3
 max_stream_bytes = 100_000
@@ -131,7 +133,7 @@ async def test_there_are_so_many_streams_and_nothing_of_them_is_a_path(
 
 
 async def test_a_stream_that_is_idle_is_forgotten(tmp_path: Path) -> None:
-    toml = f"{MEMORY_ONLY}\n[log_streams]\nidle_seconds = 0.4\nmax_streams = 1\n"
+    toml = BOUNDED.replace("max_streams = 3", "max_streams = 1\nidle_seconds = 0.4")
     async with (
         open_test_server(toml, tmp_path) as server,
         open_channel(server.address) as channel,

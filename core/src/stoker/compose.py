@@ -38,6 +38,7 @@ from stoker.frontend.provenance import provenance_of_executor, stamp
 from stoker.frontend.resuming import resume_all
 from stoker.frontend.status import translate
 from stoker.history.records import History, open_history
+from stoker.history.settings import HistorySettings
 from stoker.machine import shortage
 from stoker.plugins import Catalogue
 from stoker.protos import remote_execution_pb2 as reapi
@@ -278,7 +279,11 @@ async def open_server(
 
 def _open_history(configuration: Configuration) -> AbstractAsyncContextManager[History]:
     path = configuration.path(configuration.server.state_directory) / "history.sqlite"
-    return open_history(path, configuration.history)
+    settings = configuration.history
+    if not configuration.executors and not path.exists():
+        # There will be nothing to record.
+        settings = HistorySettings(enabled=False)
+    return open_history(path, settings)
 
 
 async def _open_journal(

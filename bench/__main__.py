@@ -18,6 +18,7 @@ from bench import (
     containers,
     find_missing,
     input_roots,
+    journal,
     local_strategy,
     one_shot,
     outputs,
@@ -45,6 +46,7 @@ MEASUREMENTS = {
     "outputs": outputs.measure,
     "storage": storage.measure,
     "scheduling": scheduling.measure,
+    "journal": journal.measure,
     "buckets": buckets.measure,
 }
 

@@ -37,6 +37,8 @@ drain_seconds = 1.0
 state_directory = "state"
 [log]
 level = "warning"
+[scheduler]
+{scheduler}
 [executors.local]
 strategy = "local"
 sandbox = "{sandbox}"
@@ -65,10 +67,14 @@ class ServerProcess:
 
 
 @contextmanager
-def open_stoker(store: str, slots: int = 1, sandbox: str = "none") -> Iterator[ServerProcess]:
+def open_stoker(
+    store: str, slots: int = 1, sandbox: str = "none", scheduler: str = ""
+) -> Iterator[ServerProcess]:
     """As `open_stoker_of`, with one local executor. `store` is "memory" or "disk", `sandbox` the
-    kind of one."""
-    configuration = _STORES[store] + _SERVER.format(slots=slots, sandbox=sandbox)
+    kind of one, `scheduler` what else is in the table of that name."""
+    configuration = _STORES[store] + _SERVER.format(
+        slots=slots, sandbox=sandbox, scheduler=scheduler
+    )
     with open_stoker_of(configuration) as server:
         yield server
 

@@ -20,17 +20,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resources": {"action", "errors"},
     "machine": set(),
     "database": {"errors"},
+    "alarm": set(),
     "hookspecs": {"spi"},
     "protos": set(),
     "spi": {"digest", "errors", "protos"},
     # rooms that know nothing of each other, but for what is named
     "rpc": set(),
     "storage": GROUND | {"spi"},
-    "workers": GROUND | {"spi", "storage"},
-    "execution": GROUND | {"spi", "storage", "workers"},
-    "scheduler": GROUND | {"spi", "storage", "database"},
+    "log_streams": GROUND | {"spi"},
+    "workers": GROUND | {"spi", "storage", "alarm"},
+    "execution": GROUND | {"spi", "storage", "workers", "log_streams"},
+    "scheduler": GROUND | {"spi", "storage", "database", "alarm", "log_streams"},
     "history": GROUND | {"spi", "storage", "database"},
-    "frontend": GROUND | {"spi", "storage", "scheduler", "history", "workers", "rpc", "__init__"},
+    "frontend": GROUND
+    | {"spi", "storage", "scheduler", "workers", "rpc", "log_streams", "history", "__init__"},
     "web": {"errors", "scheduler", "workers"},
     "client": GROUND | {"rpc", "storage", "spi", "__init__"},
     # what knows them all
@@ -40,11 +43,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plugins": GROUND | {"spi"},
     "config": GROUND
     | {"spi", "plugins", "tables", "frontend", "scheduler", "execution", "workers", "storage"}
-    | {"machine", "history"},
+    | {"machine", "log_streams", "history"},
     "tls": {"config", "errors", "rpc"},
     "compose": GROUND
     | {"spi", "plugins", "tables", "tls", "config", "rpc", "frontend", "scheduler", "execution"}
-    | {"storage", "workers", "machine", "web", "history"},
+    | {"storage", "workers", "machine", "web", "log_streams", "history"},
     "testing": GROUND | {"spi", "compose", "config", "plugins", "rpc", "storage"},
     "cli": GROUND
     | {"spi", "compose", "config", "plugins", "tables", "tls", "client", "rpc", "__init__"}

@@ -52,6 +52,7 @@ ROWS = {
     "evict": 1,
     "S3": 6,
     "queue": 1,
+    "journal": 6,
 }
 
 

@@ -50,6 +50,7 @@ class Bazel:
 
     def __init__(self, program: str, workspace: Path, folder: Path) -> None:
         self.workspace = workspace
+        self.hang_seconds = HANG_SECONDS
         self._folder = folder
         self._startup = [program, "--nohome_rc", f"--output_user_root={folder / 'root'}"]
 
@@ -99,7 +100,7 @@ class Bazel:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=HANG_SECONDS,
+                timeout=self.hang_seconds,
                 check=False,
             )
         except subprocess.TimeoutExpired:

@@ -31,14 +31,18 @@ from stoker.frontend.bytestream import ByteStreamService
 from stoker.frontend.capabilities import CapabilitiesService
 from stoker.frontend.cas import CasService
 from stoker.frontend.execution import ExecutionService
+from stoker.frontend.executor_draining import ExecutorDraining
 from stoker.frontend.explain import ExplainService
 from stoker.frontend.instances import Instance, Instances
+from stoker.frontend.log_streams import LogStreamService, LogTransfers
 from stoker.frontend.operations import OperationsService
 from stoker.frontend.provenance import provenance_of_executor, stamp
 from stoker.frontend.resuming import resume_all
 from stoker.frontend.status import translate
 from stoker.history.records import History, open_history
 from stoker.history.settings import HistorySettings
+from stoker.log_streams.run_output import RunOutputs
+from stoker.log_streams.streams import LogStreams, open_log_streams
 from stoker.machine import shortage
 from stoker.plugins import Catalogue
 from stoker.protos import remote_execution_pb2 as reapi
@@ -112,7 +116,10 @@ class Services:
         )
 
     def admin(
-        self, configuration: Configuration, pools: Mapping[str, Callable[[], PoolReport]]
+        self,
+        configuration: Configuration,
+        pools: Mapping[str, Callable[[], PoolReport]],
+        draining: ExecutorDraining,
     ) -> AdminService:
         """The admin service, over all that stand on no other service: the rest is made of them."""
         leaves: dict[str, dict[str, object]] = _no_services()
@@ -123,6 +130,7 @@ class Services:
             cast("Mapping[str, ActionCache]", leaves["action_caches"]),
             cast("Mapping[str, BlobStore]", leaves["blob_stores"]),
             pools,
+            draining,
         )
 
     def enclosed(self, table: ExecutorTable) -> Enclosed:
@@ -234,15 +242,22 @@ async def open_server(
             open_scheduler(offers, configuration.scheduler, journal, note)
         )
         unfinished = scheduler.restore(kept)
+        state = configuration.path(configuration.server.state_directory)
+        log_streams = await stack.enter_async_context(
+            open_log_streams(state / "log-streams", configuration.log_streams)
+        )
         instances = [
             _instance(name, table, configuration, services)
             for name, table in configuration.instances.items()
         ]
         executors = [
-            await stack.enter_async_context(_open_executor(name, configuration, services))
+            await stack.enter_async_context(
+                _open_executor(name, configuration, services, log_streams.runs)
+            )
             for name in _used_executors(configuration)
         ]
         pools = {executor.name: executor.workers.report for executor in executors}
+        executor_draining = ExecutorDraining(scheduler, {e.name: e.workers for e in executors})
         # After the executors, so that no slot works on one that is being closed.
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
@@ -252,10 +267,13 @@ async def open_server(
         served = Instances(instances)
         nursery.start_soon(resume_all, served, scheduler, unfinished)
         health, draining = Health(), trio.CancelScope()
-        server = _rpc_server(served, scheduler, history, health)
+        server = _rpc_server(served, scheduler, history, log_streams, health)
         addresses = tuple(_listen(server, configuration))
         await nursery.start(server.serve)
-        admin = Server([services.admin(configuration, pools).service()], translate_error=translate)
+        admin = Server(
+            [services.admin(configuration, pools, executor_draining).service()],
+            translate_error=translate,
+        )
         if _listen_admin(admin, configuration.admin_socket):
             await nursery.start(admin.serve)
         if listen := configuration.server.metrics_listen:
@@ -270,11 +288,20 @@ async def open_server(
         finally:
             for name in ("", *_SERVED):
                 health.set_serving(name, serving=False)
-            scheduler.stop()
-            await admin.stop(0)
             with draining:
-                await server.stop(configuration.server.drain_seconds)
+                await _drain(server, scheduler, configuration.server.drain_seconds)
             await server.stop(0)
+            await admin.stop(0)
+
+
+async def _drain(server: Server, scheduler: Scheduler, seconds: float) -> None:
+    """Let actions end, then calls, and take no new ones of either (SCH-06)."""
+    end = trio.current_time() + seconds
+    log.info("draining", executing=scheduler.executing, queued=scheduler.queued, seconds=seconds)
+    # Until nothing runs, calls are taken: those who wait for it read, upload and ask again.
+    await scheduler.drain(seconds)
+    log.info("drained", handed_back=scheduler.queued)
+    await server.stop(max(end - trio.current_time(), _LAST_WORDS_SECONDS))
 
 
 def _open_history(configuration: Configuration) -> AbstractAsyncContextManager[History]:
@@ -348,7 +375,7 @@ def _instance(
 
 @asynccontextmanager
 async def _open_executor(
-    name: str, configuration: Configuration, services: Services
+    name: str, configuration: Configuration, services: Services, outputs: RunOutputs
 ) -> AsyncIterator[Executor]:
     table = configuration.executors[name]
     store = next(i.blob_store for i in configuration.instances.values() if name in i.executors)
@@ -377,6 +404,7 @@ async def _open_executor(
         folder=folder,
         settings=table.limits,
         worker_settings=table.workers,
+        outputs=outputs,
     ) as executor:
         yield executor
 
@@ -400,6 +428,9 @@ def _start_slots(
         nursery.start_soon(serve_slot, scheduler, executor.name, executor.run, file_result)
 
 
+_LAST_WORDS_SECONDS = 0.5
+"""What calls have at least to tell how it ended."""
+
 _REAPI = "build.bazel.remote.execution.v2"
 _SERVED = (
     f"{_REAPI}.Capabilities",
@@ -409,17 +440,23 @@ _SERVED = (
     "google.bytestream.ByteStream",
     "google.longrunning.Operations",
     "stoker.v1.Explain",
+    "build.bazel.remote.logstream.v1.LogStreamService",
 )
 
 
 def _rpc_server(
-    instances: Instances, scheduler: Scheduler, history: History, health: Health
+    instances: Instances,
+    scheduler: Scheduler,
+    history: History,
+    log_streams: LogStreams,
+    health: Health,
 ) -> Server:
     return Server(
         [
             CapabilitiesService(instances).service(),
             CasService(instances).service(),
-            ByteStreamService(instances).service(),
+            ByteStreamService(instances, LogTransfers(instances, log_streams)).service(),
+            LogStreamService(instances, log_streams).service(),
             ActionCacheService(instances).service(),
             ExecutionService(instances, scheduler).service(),
             OperationsService(instances, scheduler).service(),

@@ -21,6 +21,7 @@ from stoker.errors import ConfigurationError, InvalidRequest
 from stoker.execution.settings import ExecutionSettings
 from stoker.frontend.instances import check_instance_name
 from stoker.history.settings import HistorySettings
+from stoker.log_streams.settings import LogStreamSettings
 from stoker.machine import usable_memory_bytes, usable_processors, usable_slots
 from stoker.plugins import NOUNS, SUPPLIERS, Catalogue
 from stoker.resources import RESOURCE_PROPERTIES, ByteCount, Capacity
@@ -63,7 +64,7 @@ class ServerTable(Settings, frozen=True):
     """An address, as host:port, for metrics in Prometheus's format at ``/metrics``, over plain
     HTTP; unset for none."""
     drain_seconds: Seconds = 20.0
-    """How long a server that is told to stop lets calls end by themselves."""
+    """How long a server that is told to stop lets actions and calls end by themselves."""
     state_directory: PathText = "stoker-state"
     """Where executors lay out input roots, and where the admin socket is."""
 
@@ -153,6 +154,7 @@ class Configuration:
     log: LogTable
     scheduler: SchedulerSettings
     history: HistorySettings
+    log_streams: LogStreamSettings
     services: dict[ServiceName, Service]
     """In an order in which each comes after those that it names."""
     executors: dict[str, ExecutorTable]
@@ -212,7 +214,10 @@ def check_document(
 class _Check:
     """One pass over a document, which collects problems and keeps what is sound."""
 
-    _TABLES = ("server", "log", "scheduler", "history", *SERVICE_TABLES, "executors", "instances")
+    _TABLES = (
+        *("server", "log", "scheduler", "history", "log_streams"),
+        *(*SERVICE_TABLES, "executors", "instances"),
+    )
 
     def __init__(self, document: Mapping[str, Any], folder: Path, catalogue: Catalogue) -> None:
         self._document = dict(document)
@@ -235,6 +240,7 @@ class _Check:
         log = self._table("log", LogTable)
         scheduler = self._table("scheduler", SchedulerSettings)
         history = self._table("history", HistorySettings)
+        log_streams = self._table("log_streams", LogStreamSettings)
         self._read_services()
         executors = dict(self._named("executors", ExecutorTable))
         instances = dict(self._named("instances", InstanceTable))
@@ -251,11 +257,13 @@ class _Check:
         assert log
         assert scheduler
         assert history
+        assert log_streams
         return Configuration(
             server=server,
             log=log,
             scheduler=scheduler,
             history=history,
+            log_streams=log_streams,
             services=services,
             executors=executors,
             instances=instances,

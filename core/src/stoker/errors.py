@@ -91,6 +91,27 @@ class RunNotFound(StokerError):
         )
 
 
+class LogStreamNotFound(StokerError):
+    """No log stream of this name is known, or it may not be told."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no log stream {name!r}; it may have expired")
+
+
+class LogStreamBusy(StokerError):
+    """Somebody else is writing to the same log stream at this moment."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"log stream {name!r} is being written by another call")
+
+
+class LogOffsetOutOfRange(StokerError):
+    """A read begins outside of its log stream."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(f"offset {offset} is outside of the log stream")
+
+
 class OffsetOutOfRange(StokerError):
     """A read begins outside its blob."""
 
@@ -165,6 +186,17 @@ class StorageFull(StokerError):
 
 class Unavailable(StokerError):
     """Something that stoker depends on does not answer now; the same request may succeed later."""
+
+
+class Draining(Unavailable):
+    """The server takes nothing new: it was told to stop. Another, or the next, may take it."""
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__("the server is about to stop and takes no new work")
+
+    def again(self) -> Self:
+        return type(self)(self.retry_after_seconds)
 
 
 class Overloaded(StokerError):

@@ -15,6 +15,8 @@ from stoker.action import LoadedAction, Outcome, load_action
 from stoker.digest import SHA256, Digest
 from stoker.execution.executor import Executor, open_executor
 from stoker.execution.settings import ExecutionSettings
+from stoker.log_streams.names import StreamNames
+from stoker.log_streams.run_output import RunOutputs
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import ExecutionStrategy, WorkerProtocol
 from stoker.storage.input_tree import InputTree
@@ -96,14 +98,20 @@ class Cas:
 class Rig:
     """An executor, and what it worked with."""
 
-    def __init__(self, cas: Cas, executor: Executor, folder: Path) -> None:
+    def __init__(self, cas: Cas, executor: Executor, folder: Path, outputs: RunOutputs) -> None:
         self.cas = cas
+        self.outputs = outputs
         self.executor = executor
         self.folder = folder
         self.started: list[reapi.ExecutedActionMetadata] = []
+        self.streams: list[StreamNames] = []
+
+    def note_start(self, metadata: reapi.ExecutedActionMetadata, streams: StreamNames) -> None:
+        self.started.append(metadata)
+        self.streams.append(streams)
 
     async def run(self, action: LoadedAction) -> Outcome:
-        return await self.executor.run(action, self.started.append)
+        return await self.executor.run(action, self.note_start)
 
     async def result(self, action: LoadedAction) -> reapi.ActionResult:
         outcome = await self.run(action)
@@ -173,8 +181,10 @@ async def open_rig(
     protocols: Mapping[str, WorkerProtocol] | None = None,
     worker_settings: WorkerSettings | None = None,
 ) -> AsyncIterator[Rig]:
+    outputs = RunOutputs()
     async with open_executor(
         name="executor-1",
+        outputs=outputs,
         blobs=cas.blobs,
         strategy=strategy,
         protocols=protocols or {},
@@ -182,4 +192,4 @@ async def open_rig(
         settings=settings or ExecutionSettings(termination_grace_seconds=0.5),
         worker_settings=worker_settings or WorkerSettings(shutdown_grace_seconds=1),
     ) as executor:
-        yield Rig(cas, executor, folder)
+        yield Rig(cas, executor, folder, outputs)

@@ -11,7 +11,8 @@ import trio
 from google.protobuf.struct_pb2 import Struct
 
 from stoker.action import LoadedAction, Outcome
-from stoker.errors import FailedPrecondition, TimedOut
+from stoker.digest import SHA256
+from stoker.errors import FailedPrecondition, LogStreamNotFound, TimedOut
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker_worker_json import JsonProtocol
 
@@ -129,6 +130,28 @@ async def test_one_process_serves_many_actions(worker_rig: Rig) -> None:
         (file,) = outcome.result.output_files
         assert await cas.get(file.digest) == b"%d" % number
         check_order(outcome.result.execution_metadata)
+
+
+async def test_what_a_worker_says_is_in_its_streams_at_the_end(worker_rig: Rig) -> None:  # OPS-16
+    outcome = await worker_rig.run(await work(worker_rig.cas, "pid", "stderr of the log"))
+    (names,) = worker_rig.streams
+    assert worker_rig.outputs.find(names.stdout).digest == SHA256.empty
+    said = worker_rig.outputs.find(names.stderr).digest
+    assert said.to_proto() == outcome.result.stderr_digest
+
+
+async def test_streams_of_a_run_without_its_worker_are_that_runs(worker_rig: Rig) -> None:
+    outcome = await worker_rig.run(await work(worker_rig.cas, "die", "pid"))
+    assert "without a persistent worker" in outcome.message
+    (names,) = set(worker_rig.streams)
+    said = worker_rig.outputs.find(names.stderr).digest
+    assert said.to_proto() == outcome.result.stderr_digest
+    # As long as somebody remembers them.
+    name = names.stderr
+    del names
+    worker_rig.streams.clear()
+    with pytest.raises(LogStreamNotFound):
+        worker_rig.outputs.find(name)
 
 
 def check_order(metadata: reapi.ExecutedActionMetadata) -> None:

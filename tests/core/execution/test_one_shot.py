@@ -308,7 +308,7 @@ async def test_a_sandbox_that_cannot_enclose(cas: Cas, strategy: Any, tmp_path: 
         worker_settings=WorkerSettings(),
     ) as executor:
         with pytest.raises(FailedPrecondition, match="cannot enclose"):
-            await executor.run(await cas.action("true"), lambda _: None)
+            await executor.run(await cas.action("true"), lambda *_: None)
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
@@ -323,7 +323,7 @@ async def test_the_sandbox_decides_what_is_started(cas: Cas, strategy: Any, tmp_
         settings=ExecutionSettings(),
         worker_settings=WorkerSettings(),
     ) as executor:
-        outcome = await executor.run(await cas.action("false"), lambda _: None)
+        outcome = await executor.run(await cas.action("false"), lambda *_: None)
     assert outcome.result is not None
     assert await cas.get(outcome.result.stdout_digest) == b"enclosed false\n"
     assert sandbox.left == 1

@@ -93,7 +93,7 @@ def noted(outcome: Outcome) -> dict[str, Any]:
 
 
 async def run(at: Executor, action: LoadedAction) -> Outcome:
-    return await at.run(action, lambda _: None)
+    return await at.run(action, lambda *_: None)
 
 
 async def test_another_image_is_another_worker(

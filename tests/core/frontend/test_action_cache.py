@@ -20,7 +20,7 @@ from stoker.protos.provenance_pb2 import Provenance
 from stoker.testing.server import EXECUTING, MEMORY_ONLY, open_test_server
 
 from .conftest import REAPI, Client, missing_subjects, status_of
-from .test_execution import run
+from .executing import run
 
 AC = REAPI + "ActionCache/"
 ACTION = SHA256.digest(b"an action")

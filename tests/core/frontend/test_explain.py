@@ -18,7 +18,7 @@ from stoker.protos import remote_execution_pb2 as reapi
 from stoker.testing.server import EXECUTING, open_test_server
 
 from .conftest import Client, code_of
-from .test_execution import EXECUTE, run
+from .executing import EXECUTE, run
 
 EXPLAIN = "/stoker.v1.Explain/ExplainAction"
 METADATA = "build.bazel.remote.execution.v2.requestmetadata-bin"

@@ -18,7 +18,7 @@ from stoker.spi import Exit
 from stoker.testing.server import EXECUTING, open_test_server
 
 from .conftest import Client
-from .test_execution import run
+from .executing import run
 
 REPOSITORY = Path(__file__).parents[3]
 STAGES = (

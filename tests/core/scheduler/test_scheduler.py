@@ -15,6 +15,7 @@ import trio.testing
 from stoker.action import LoadedAction, Outcome
 from stoker.digest import SHA256
 from stoker.errors import Cancelled, InternalError, OperationNotFound, Unavailable
+from stoker.log_streams.names import StreamNames
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Capacity
 from stoker.scheduler.matching import Offer
@@ -210,6 +211,22 @@ async def test_a_lost_lease_is_tried_again_and_then_told() -> None:  # OPS-14
         error = (await ended(operation)).error
         assert isinstance(error, Unavailable)
         assert str(error).endswith("lost 3 times by its executors: one, one, one")
+
+
+async def test_streams_are_those_of_one_attempt() -> None:  # OPS-14, OPS-16
+    first, second = StreamNames("a", "b"), StreamNames("c", "d")
+    async with opened() as scheduler:
+        operation = submit(scheduler, "a")
+        async with scheduler.lease("one") as lease:
+            lease.started(reapi.ExecutedActionMetadata(worker="one"), first)
+            twin = submit(scheduler, "a")
+            told = [operation.streams, twin.streams]
+        told += [operation.streams, twin.streams]
+        async with scheduler.lease("one") as lease:
+            lease.started(reapi.ExecutedActionMetadata(worker="one"), second)
+            lease.complete(Outcome(result=reapi.ActionResult()))
+        told += [operation.streams, twin.streams]
+        assert told == [first, first, None, None, second, second]
 
 
 async def test_a_consumed_property_is_shared_out() -> None:  # SCH-01, SCH-04
@@ -449,3 +466,39 @@ async def test_a_slow_watcher_sees_the_latest_and_the_end() -> None:  # OPS-23
             lease.complete(Outcome(result=reapi.ActionResult()))
         await operation.wait_change(seen)
         assert operation.stage is Stage.COMPLETED
+
+
+async def test_a_result_that_is_being_filed_is_not_shared_with_who_wants_a_fresh_one(
+    nursery: trio.Nursery,
+) -> None:  # EXE-19
+    filing, filed = trio.Event(), trio.Event()
+
+    async def run(
+        _action: LoadedAction, started: Callable[[reapi.ExecutedActionMetadata], None]
+    ) -> Outcome:
+        started(reapi.ExecutedActionMetadata(worker="one"))
+        return Outcome(result=reapi.ActionResult())
+
+    async def file_result(_action: LoadedAction, _: reapi.ActionResult) -> None:
+        filing.set()
+        await filed.wait()
+
+    waited: list[Stage] = []
+
+    async def wait_filed() -> None:
+        await scheduler.wait_filed(make_action("a"))
+        waited.append(first.stage)
+
+    async with opened() as scheduler:
+        await scheduler.wait_filed(make_action("a"))
+        first = submit(scheduler, "a")
+        await scheduler.wait_filed(make_action("a"))  # it is joined: nobody can see its result
+        nursery.start_soon(serve_slot, scheduler, "one", run, file_result)
+        await filing.wait()
+        async with trio.open_nursery() as waiters:
+            waiters.start_soon(wait_filed)
+            await trio.testing.wait_all_tasks_blocked()
+            assert waited == []
+            filed.set()
+        assert waited == [Stage.COMPLETED]
+        nursery.cancel_scope.cancel()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TextIO
 
 import click
 import trio
@@ -19,6 +16,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from stoker.cli.connection import Connection, assignments_of, finite, server_options
+from stoker.cli.live_output import LiveOutput, open_live_output
 from stoker.client import (
     Downloaded,
     MerkleTree,
@@ -251,9 +249,13 @@ async def _run(connection: Connection, job: Job, say: Say, *, as_json: bool) -> 
         say(f"digesting {job.input_root}")
         tree = await digest_folder(job.input_root, remote.digest_function, job.exclude)
         action = await _upload(remote, job, tree, say)
-        response = await _execute(remote, job, action, say)
+        stdout = stderr = b""
+        if as_json:
+            response = await _execute(remote, job, action, say)
+            stdout, stderr = await _outputs_of(remote, response.result, action.function)
+        else:
+            response = await _execute_live(remote, job, action, say)
         say.end()
-        stdout, stderr = await _outputs_of(remote, response.result, action, as_json=as_json)
         downloaded = None
         if job.outputs:
             say("downloading outputs")
@@ -286,8 +288,20 @@ async def _upload(remote: RemoteInstance, job: Job, tree: MerkleTree, say: Say) 
     return action
 
 
-async def _execute(
+async def _execute_live(
     remote: RemoteInstance, job: Job, action: Digest, say: Say
+) -> reapi.ExecuteResponse:
+    """Execute the action, and show what it prints as it comes."""
+    async with open_live_output(remote) as live:
+        live.before_first = say.end
+        response = await _execute(remote, job, action, say, live)
+        say.end()
+        await live.show_rest(response, action.function)
+    return response
+
+
+async def _execute(
+    remote: RemoteInstance, job: Job, action: Digest, say: Say, live: LiveOutput | None = None
 ) -> reapi.ExecuteResponse:
     """Execute the action. A user who gives up takes the action along."""
     async with remote.execute(action, skip_cache_lookup=not job.use_cache) as operations:
@@ -296,6 +310,8 @@ async def _execute(
             async for operation in operations:
                 if stage := _STAGES.get(stage_of(operation)):
                     say(stage)
+                if live is not None:
+                    await live.follow(operation)
                 done = operation if operation.done else None
         finally:
             if done is None and operations.name:
@@ -311,37 +327,17 @@ async def _cancel(remote: RemoteInstance, operation_name: str) -> None:
 
 
 async def _outputs_of(
-    remote: RemoteInstance, result: reapi.ActionResult, action: Digest, *, as_json: bool
+    remote: RemoteInstance, result: reapi.ActionResult, function: DigestFunction
 ) -> tuple[bytes, bytes]:
-    """Keep what the command printed for the JSON object, or else pass it on as it comes."""
-    kept = (io.BytesIO(), io.BytesIO())
-    stdout, stderr = kept if as_json else (_bytes_of(sys.stdout), _bytes_of(sys.stderr))
-    function = action.function
-    await _pass_on(remote, result.stdout_raw, result.stdout_digest, function, stdout)
-    await _pass_on(remote, result.stderr_raw, result.stderr_digest, function, stderr)
-    return kept[0].getvalue(), kept[1].getvalue()
+    """What the command has printed."""
+    return (
+        result.stdout_raw or await _read(remote, result.stdout_digest, function),
+        result.stderr_raw or await _read(remote, result.stderr_digest, function),
+    )
 
 
-def _bytes_of(stream: TextIO | None) -> BinaryIO | None:
-    """Python has None for a stream that was closed from the start, as by ``>&-`` in a shell."""
-    return None if stream is None else stream.buffer
-
-
-async def _pass_on(
-    remote: RemoteInstance,
-    raw: bytes,
-    digest: reapi.Digest,
-    function: DigestFunction,
-    target: BinaryIO | None,
-) -> None:
-    if target is None:
-        return
-    target.write(raw)
-    if digest.size_bytes and not raw:
-        async with remote.open_blob(function.parse(digest)) as chunks:
-            async for chunk in chunks:
-                await trio.to_thread.run_sync(target.write, chunk)
-    target.flush()
+async def _read(remote: RemoteInstance, digest: reapi.Digest, function: DigestFunction) -> bytes:
+    return await remote.read_blob(function.parse(digest)) if digest.size_bytes else b""
 
 
 def _summary(finished: Finished) -> str:

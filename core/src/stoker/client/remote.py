@@ -13,11 +13,14 @@ from stoker import __version__
 from stoker.client.blobs import Blobs
 from stoker.client.calls import REAPI, Calls
 from stoker.client.execution import Operations
+from stoker.client.log_streams import LogChunks
 from stoker.digest import DIGEST_FUNCTIONS, Digest, DigestFunction
 from stoker.errors import FailedPrecondition, InvalidRequest
-from stoker.protos import explain_pb2
+from stoker.protos import bytestream_pb2, explain_pb2
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc import ClientTlsCredentials, RpcError, StatusCode, open_channel
+
+_OPERATIONS = "/google.longrunning.Operations"
 
 # What gRPC adds to a failed TLS handshake in which no certificate was looked at.
 _SAYING_NOTHING = frozenset({"", "OK", "Invalid certificate verification context"})
@@ -178,10 +181,53 @@ class RemoteInstance(Blobs):
                     return response_of(operation)
         raise AssertionError("the iteration ends with an operation that is done, or raises")
 
+    async def operation(self, operation_name: str) -> operations_pb2.Operation:
+        """How an operation stands. Raises RpcError NOT_FOUND where the server knows none."""
+        return await self._calls.unary(
+            f"{_OPERATIONS}/GetOperation",
+            operations_pb2.GetOperationRequest(name=operation_name),
+            operations_pb2.Operation,
+        )
+
+    async def operations(
+        self, filter_: str = "", *, at_most: int | None = None
+    ) -> list[operations_pb2.Operation]:
+        """The caller's operations on this instance that `filter_` lets through, oldest first."""
+        found: list[operations_pb2.Operation] = []
+        token = ""
+        while at_most is None or len(found) < at_most:
+            request = operations_pb2.ListOperationsRequest(
+                name=self.operation_name(""), filter=filter_, page_token=token
+            )
+            page = await self._calls.unary(
+                f"{_OPERATIONS}/ListOperations", request, operations_pb2.ListOperationsResponse
+            )
+            found += page.operations
+            if not (token := page.next_page_token):
+                break
+        return found[:at_most]
+
+    def operation_name(self, identifier: str) -> str:
+        """The name of an operation of this instance by its last segment; of all, if it is empty."""
+        parts = (self.instance_name, "operations", identifier)
+        return "/".join(filter(None, parts))
+
     async def cancel(self, operation_name: str) -> None:
         """Ask the server to stop an operation. Raises RpcError NOT_FOUND if it knows none."""
         request = operations_pb2.CancelOperationRequest(name=operation_name)
-        await self._calls.unary("/google.longrunning.Operations/CancelOperation", request, Empty)
+        await self._calls.unary(f"{_OPERATIONS}/CancelOperation", request, Empty)
+
+    @asynccontextmanager
+    async def open_log(self, name: str, offset: int = 0) -> AsyncIterator[LogChunks]:
+        """Read the log stream `name`, as far as it is there and as it grows, up to its end.
+
+        Raises RpcError with the first piece or a later one.
+        """
+        request = bytestream_pb2.ReadRequest(resource_name=name, read_offset=offset)
+        async with self._calls.stream(
+            "/google.bytestream.ByteStream/Read", bytestream_pb2.ReadResponse, request
+        ) as stream:
+            yield LogChunks(stream)
 
     async def explain(self, request: explain_pb2.ExplainActionRequest) -> explain_pb2.Explanation:
         """What the server knows of an action; the instance's name is filled in.

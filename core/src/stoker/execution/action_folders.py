@@ -22,6 +22,7 @@ from stoker.execution.process import ActionFolders
 from stoker.execution.removal import remove_tree
 from stoker.execution.root_pool import RootPool
 from stoker.execution.settings import ExecutionSettings
+from stoker.log_streams.run_output import LiveFile
 from stoker.spi import ProcessUser
 from stoker.storage.input_tree import InputDirectory, InputTree
 
@@ -92,6 +93,14 @@ class ActionPlace:
     def directory(self) -> InputDirectory | None:
         """What its root holds."""
         return self.root.directory
+
+    def live_files(self) -> tuple[LiveFile, LiveFile]:
+        """Stdout and stderr, to be read while they are written."""
+        out, err = os.fspath(self.folders.stdout), os.fspath(self.folders.stderr)
+        return (
+            LiveFile(out, *self._files.identity(out)),
+            LiveFile(err, *self._files.identity(err)),
+        )
 
     def cost(self, tree: InputTree) -> int:
         """About how many entries must be made or removed to lay out `tree`."""

@@ -22,6 +22,7 @@ from stoker.execution.run import Run, Started
 from stoker.execution.settings import ExecutionSettings
 from stoker.execution.stages import Stages
 from stoker.execution.worker_folders import WorkerFolder
+from stoker.log_streams.run_output import RunOutputs
 from stoker.spi import BlobStore, ExecutionStrategy, ProcessUser, WorkerProtocol
 from stoker.storage.input_tree import InputTree
 from stoker.storage.tree_cache import InputTrees
@@ -45,10 +46,12 @@ class Executor:
         workplace: Workplace,
         settings: ExecutionSettings,
         disk: Disk,
+        outputs: RunOutputs,
     ) -> None:
         self.name = name
         self.workplace = workplace
         self._disk = disk
+        self._outputs = outputs
         self._trees = InputTrees(blobs)
         self._one_shot = one_shot
         self._on_worker = OnWorker(name, blobs, workers, worker_settings)
@@ -58,7 +61,8 @@ class Executor:
         self._settings = settings
 
     async def run(self, action: LoadedAction, started: Started) -> Outcome:
-        """Run `action`. `started` is called once its inputs are there, just before it begins.
+        """Run `action`. `started` is called once its inputs are there, just before it begins, with
+        the names that its output can be read by; again where a worker failed and it begins anew.
 
         An outcome may hold an error and a result: a timeout with what the action had written
         (RUN-19), a program that cannot be started (RUN-17), outputs that REAPI has no word for.
@@ -72,6 +76,7 @@ class Executor:
         await self._check_room()
         stages.mark("input_fetch_start")
         tree = await self._trees.read(action.input_root)
+        output = self._outputs.begin(action.namespace)
         run = Run(
             action=action,
             tree=tree,
@@ -81,11 +86,14 @@ class Executor:
             disk=self._disk,
             begun=begun,
             budget=self._settings.output_budget(self.name, action),
+            output=output,
         )
         try:
             return await self._run_on_worker(run) or await self._one_shot.run(run)
         except InputsMissing as error:
             raise await self._all_missing(tree, error) from error
+        finally:
+            output.lose()
 
     async def _check_room(self) -> None:
         try:
@@ -136,13 +144,15 @@ async def open_executor(
     link_inputs: bool = False,
     link_worker_inputs: bool = False,
     user: ProcessUser | None = None,
+    outputs: RunOutputs | None = None,
 ) -> AsyncIterator[Executor]:
     """An executor, and its persistent workers, in `folder`, which it has to itself.
 
     What an earlier one left there is never seen again, and deleted in the background. Without
     `protocols`, actions that ask for a persistent worker are run as any other. Inputs are links
     to blobs where that is said to be safe (RUN-02), of one-shot actions and of workers; folders
-    belong to `user`, whom processes run as where that is not the server's own. Raises
+    belong to `user`, whom processes run as where that is not the server's own. What actions print
+    can be read from `outputs` while they run. Raises
     ConfigurationError if another executor, of whatever process, uses the folder.
     """
     open_root = partial(InputRoot, blobs=blobs, link=link_inputs, user=user)
@@ -184,5 +194,6 @@ async def open_executor(
                 workplace=workplace,
                 settings=settings,
                 disk=Disk(folder),
+                outputs=RunOutputs() if outputs is None else outputs,
             )
         nursery.cancel_scope.cancel()

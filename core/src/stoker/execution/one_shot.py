@@ -47,13 +47,17 @@ class OneShot:
             folders, root = place.folders, place.root
             await root.lay_out(run.tree, run.folders)
             run.stages.mark("input_fetch_completed")
+            run.output.attach(*place.live_files())
             try:
                 stop = await self._run_process(run, process_spec(run.action, folders))
+                ending = self._ending(run, stop, folders)
+                return await conclude(run, ending, root, self._blobs)
             except ProgramNotStarted as error:
                 ending = Ending(error.exit_code, stderr=f"{error}\n".encode(), error=error)
                 return await conclude(run, ending, None, self._blobs)
-            ending = self._ending(run, stop, folders)
-            return await conclude(run, ending, root, self._blobs)
+            finally:
+                # The files may be those of the next action.
+                run.output.detach()
 
     async def _run_process(self, run: Run, spec: ProcessSpec) -> _Stop:
         """Run to the end. When this returns, or raises, nothing of the process lives (RUN-22)."""

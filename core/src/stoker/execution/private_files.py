@@ -72,6 +72,10 @@ class PrivateFiles:
         except OSError:
             return False
 
+    def identity(self, path: str) -> tuple[int, int]:
+        """The device and number of the stream at `path`, as it was made."""
+        return self._facts[path][:2]  # type: ignore[return-value]  # two of its numbers
+
     def tidy(self) -> None:
         """Bring everything to what `make` has made, but for the root. Raises OSError."""
         for name in os.listdir(self._top):

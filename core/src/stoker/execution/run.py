@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from stoker.action import LoadedAction, Outcome, resolve_output
 from stoker.digest import Digest
-from stoker.errors import FailedPrecondition, StokerError
+from stoker.errors import FailedPrecondition, StokerError, TimedOut
 from stoker.execution.arrangement import parent_of
 from stoker.execution.disk import Disk
 from stoker.execution.input_root import InputRoot
@@ -19,11 +19,13 @@ from stoker.execution.output_limits import OutputBudget
 from stoker.execution.outputs import collect_outputs
 from stoker.execution.stages import Stages
 from stoker.execution.uploads import LocalFile, Uploads
+from stoker.log_streams.names import StreamNames
+from stoker.log_streams.run_output import RunOutput
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import BlobStore
 from stoker.storage.input_tree import InputTree
 
-Started = Callable[[reapi.ExecutedActionMetadata], None]
+Started = Callable[[reapi.ExecutedActionMetadata, StreamNames], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,6 +42,8 @@ class Run:
     """In trio time."""
     budget: OutputBudget
     """What it may leave behind."""
+    output: RunOutput
+    """What it prints, for those who read it meanwhile."""
     messages: list[str] = field(default_factory=list)
     """Sentences for the person who reads the client's output."""
     server_logs: dict[str, reapi.LogFile] = field(default_factory=dict)
@@ -56,7 +60,7 @@ class Run:
     def start(self) -> None:
         """The command starts now."""
         self.stages.mark("execution_start")
-        self.started(self.stages.so_far())
+        self.started(self.stages.so_far(), self.output)
 
     def without_worker(self, reason: str) -> None:
         """The action asked for a persistent worker and is run without: say why."""
@@ -94,6 +98,8 @@ async def conclude(run: Run, ending: Ending, root: InputRoot | None, blobs: Blob
     except FailedPrecondition as refused:
         # Nothing may be named that is perhaps not in the store.
         result, error = reapi.ActionResult(), error or refused
+    whole = error is None or isinstance(error, TimedOut)
+    run.output.end(result, uploads.function, whole=whole)
     run.stages.mark("output_upload_completed")
     result.exit_code = ending.exit_code
     result.execution_metadata.CopyFrom(run.stages.complete())

@@ -5,9 +5,10 @@ Whoever reaches it may do all of it, so it is served on a socket of that person'
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from stoker.errors import InvalidRequest, Unsupported
+from stoker.frontend.executor_draining import ExecutorDraining
 from stoker.frontend.provenance import read_provenance
 from stoker.frontend.worker_status import executor_workers
 from stoker.protos import admin_pb2 as admin
@@ -30,10 +31,12 @@ class AdminService:
         action_caches: Mapping[str, ActionCache],
         blob_stores: Mapping[str, BlobStore],
         pools: Mapping[str, Callable[[], PoolReport]] | None = None,
+        draining: ExecutorDraining | None = None,
     ) -> None:
         self._action_caches = action_caches
         self._blob_stores = blob_stores
         self._pools = pools or {}
+        self._draining = draining
 
     def service(self) -> Service:
         return Service(
@@ -48,6 +51,9 @@ class AdminService:
                 "Scrub": unary_stream(self.scrub, admin.ScrubRequest, admin.ScrubProgress),
                 "ListWorkers": unary_stream(
                     self.list_workers, admin.ListWorkersRequest, admin.ExecutorWorkers
+                ),
+                "DrainExecutors": unary_stream(
+                    self.drain_executors, admin.DrainExecutorsRequest, admin.ExecutorStatus
                 ),
             },
         )
@@ -105,16 +111,32 @@ class AdminService:
         else:
             await call.send(admin.ScrubProgress(blob_store=name, checked=checked, done=True))
 
-    # --- workers
+    # --- executors
 
     async def list_workers(self, request: admin.ListWorkersRequest, call: ServerCall) -> None:
-        names = list(request.executors) or list(self._pools)
+        for name in self._executors(request.executors):
+            await call.send(executor_workers(name, self._pools[name]()))
+
+    async def drain_executors(self, request: admin.DrainExecutorsRequest, call: ServerCall) -> None:
+        if self._draining is None:
+            raise Unsupported("there are no executors here")
+        names = self._executors(request.executors)
+        for name in names if request.executors else ():
+            if request.resume:
+                self._draining.resume(name)
+            else:
+                self._draining.drain(name)
+        for status in self._draining.statuses(names):
+            await call.send(status)
+
+    def _executors(self, asked: Iterable[str]) -> list[str]:
+        """Those that are asked for, each once, or all. Raises InvalidRequest."""
+        names = [*dict.fromkeys(asked)] or [*self._pools]
         for name in names:
             if name not in self._pools:
                 known = ", ".join(map(repr, self._pools)) or "none"
                 raise InvalidRequest(f"there is no executor {name!r} in use; there are: {known}")
-        for name in names:
-            await call.send(executor_workers(name, self._pools[name]()))
+        return names
 
 
 class _Removal:

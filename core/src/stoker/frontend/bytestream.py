@@ -9,9 +9,11 @@ from stoker.errors import InvalidRequest, OffsetOutOfRange
 from stoker.frontend.bytestream_frames import decode_write_request, encode_read_response
 from stoker.frontend.committed_size import PRESENT, committed_size
 from stoker.frontend.instances import Instance, Instances, naming
+from stoker.frontend.log_streams import LogTransfers
 from stoker.frontend.resource_names import BlobName, parse_read_name, parse_upload_name
 from stoker.frontend.uploads import Frames, receive_blob, receive_compressed
 from stoker.frontend.zstd import THREAD_BYTES, Compressor
+from stoker.log_streams.names import parse_log_name
 from stoker.protos import bytestream_pb2 as bytestream
 from stoker.rpc import ServerCall, Service, stream_unary, unary_stream, unary_unary
 from stoker.storage.threads import run
@@ -36,10 +38,12 @@ class _Target(NamedTuple):
 
 
 class ByteStreamService:
-    """One blob at a time, of any size."""
+    """One blob at a time, of any size; and log streams."""
 
-    def __init__(self, instances: Instances) -> None:
+    def __init__(self, instances: Instances, logs: LogTransfers | None = None) -> None:
+        """Without `logs`, there are no log streams."""
         self._instances = instances
+        self._logs = logs
 
     def service(self) -> Service:
         return Service(
@@ -58,6 +62,9 @@ class ByteStreamService:
     async def read(self, request: bytestream.ReadRequest, call: ServerCall) -> None:
         with naming(f"resource {request.resource_name!r}"):
             _check_header(call, request.resource_name)
+            if self._logs and (log := parse_log_name(request.resource_name)):
+                await self._logs.read(log, request, call)
+                return
             target = self._resolve(parse_read_name(request.resource_name))
             _check_range(request, target)
             if target.name.compressed:
@@ -73,9 +80,12 @@ class ByteStreamService:
         name = frames.first.resource_name
         with naming(f"resource {name!r}"):
             _check_header(call, name)
-            target = self._resolve(parse_upload_name(name))
-            target.instance.check_size(target.digest)
-            committed = await _receive(target, frames, call)
+            if self._logs and (log := parse_log_name(name)):
+                committed = await self._logs.receive(log, frames)
+            else:
+                target = self._resolve(parse_upload_name(name))
+                target.instance.check_size(target.digest)
+                committed = await _receive(target, frames, call)
         return bytestream.WriteResponse(committed_size=committed)
 
     async def query_write_status(
@@ -83,6 +93,8 @@ class ByteStreamService:
     ) -> bytestream.QueryWriteStatusResponse:
         with naming(f"resource {request.resource_name!r}"):
             _check_header(call, request.resource_name)
+            if self._logs and (log := parse_log_name(request.resource_name)):
+                return self._logs.status(log)
             target = self._resolve(parse_upload_name(request.resource_name))
             blobs, digest = target.instance.blobs, target.digest
             if not await blobs.find_missing([digest]):

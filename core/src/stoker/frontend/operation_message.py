@@ -33,6 +33,9 @@ def operation_message(
             action_digest=operation.action_digest.to_proto(),
             digest_function=operation.action_digest.function.number,
             partial_execution_metadata=operation.metadata,
+            # OPS-16
+            stdout_stream_name=operation.streams.stdout if operation.streams else "",
+            stderr_stream_name=operation.streams.stderr if operation.streams else "",
         )
     )
     if operation.outcome is not None:

@@ -14,6 +14,7 @@ from stoker.frontend.instances import Instance, Instances
 from stoker.frontend.loading import read_action, within_limits
 from stoker.scheduler.journal_rows import Kept
 from stoker.scheduler.scheduler import Scheduler
+from stoker.scheduler.suspects import Waiting
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +57,7 @@ def _resume(
     except StokerError as error:
         scheduler.end(operation, Outcome(error=error))
         return
-    scheduler.resume(operation, found, priority=kept.request.priority, executors=executors)
+    scheduler.resume(Waiting(operation, found, kept.request.priority, executors))
 
 
 async def _find(

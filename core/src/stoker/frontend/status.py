@@ -22,6 +22,9 @@ CODES: dict[type[errors.StokerError], StatusCode] = {
     errors.ResultNotFound: StatusCode.NOT_FOUND,
     errors.OperationNotFound: StatusCode.NOT_FOUND,
     errors.RunNotFound: StatusCode.NOT_FOUND,
+    errors.LogStreamNotFound: StatusCode.NOT_FOUND,
+    errors.LogStreamBusy: StatusCode.ABORTED,
+    errors.LogOffsetOutOfRange: StatusCode.OUT_OF_RANGE,
     errors.OffsetOutOfRange: StatusCode.OUT_OF_RANGE,
     errors.InputsMissing: StatusCode.FAILED_PRECONDITION,
     errors.FailedPrecondition: StatusCode.FAILED_PRECONDITION,
@@ -70,7 +73,7 @@ def _message(error: errors.StokerError) -> str:
 def _details(error: errors.StokerError) -> Sequence[Message]:
     if isinstance(error, errors.InputsMissing):
         return [_missing(error.digests)]
-    if isinstance(error, errors.Overloaded):
+    if isinstance(error, errors.Overloaded | errors.Draining):
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
         return [error_details_pb2.RetryInfo(retry_delay=delay)]

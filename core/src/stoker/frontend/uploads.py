@@ -64,6 +64,17 @@ class Frames:
                 raise _Unfinished
             frame = decode_write_request(message)
 
+    async def append_to(self, writer: BlobWriter) -> bool:
+        """Write the data of all frames. Returns whether the last one has said finish_write.
+
+        Raises InvalidRequest for frames that do not follow on each other.
+        """
+        try:
+            await self.copy_to(writer)
+        except _Unfinished:
+            return False
+        return True
+
     def _check(self, frame: WriteFrame) -> None:
         if frame.resource_name not in ("", self.first.resource_name):
             raise InvalidRequest(f"the stream went on with another name, {frame.resource_name!r}")

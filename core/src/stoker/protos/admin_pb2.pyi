@@ -223,6 +223,71 @@ class ScrubProgress(_message.Message):
 Global___ScrubProgress: _TypeAlias = ScrubProgress  # noqa: Y015
 
 @_typing.final
+class DrainExecutorsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTORS_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    resume: _builtins.bool
+    """Have them take actions again."""
+    @_builtins.property
+    def executors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Without names nothing is changed, and all are told."""
+
+    def __init__(
+        self,
+        *,
+        executors: _abc.Iterable[_builtins.str] | None = ...,
+        resume: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executors", b"executors", "resume", b"resume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainExecutorsRequest: _TypeAlias = DrainExecutorsRequest  # noqa: Y015
+
+@_typing.final
+class ExecutorStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTOR_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    BUSY_SLOTS_FIELD_NUMBER: _builtins.int
+    FREE_SLOTS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    executor: _builtins.str
+    state: _builtins.str
+    """serving; draining, which takes nothing new and still runs something; or drained."""
+    busy_slots: _builtins.int
+    """Slots that have an action, or clean up after one."""
+    free_slots: _builtins.int
+    """Slots that wait for one."""
+    waiting: _builtins.int
+    """Actions that it could run, and that wait."""
+    workers: _builtins.int
+    """Processes of persistent workers that are there."""
+    def __init__(
+        self,
+        *,
+        executor: _builtins.str = ...,
+        state: _builtins.str = ...,
+        busy_slots: _builtins.int = ...,
+        free_slots: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        workers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_slots", b"busy_slots", "executor", b"executor", "free_slots", b"free_slots", "state", b"state", "waiting", b"waiting", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecutorStatus: _TypeAlias = ExecutorStatus  # noqa: Y015
+
+@_typing.final
 class ListWorkersRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -126,8 +126,8 @@ def receive_close() -> Operation:
 
 def peer_properties(core: ServerCore) -> Mapping[str, Sequence[bytes]]:
     """Return what the security of its connection tells of a call's peer."""
-    properties: Mapping[str, Sequence[bytes]] = cygrpc.auth_context(core)
-    return properties
+    properties: Mapping[bytes, Sequence[bytes]] = cygrpc.auth_context(core)
+    return {name.decode(): values for name, values in properties.items()}
 
 
 def server_batch_starter(core: ServerCore) -> StartBatch:

@@ -74,7 +74,8 @@ class Journal:
         self._begin_batch()
         self._in_hand: InHand | None = None
         self._keeping = False
-        self._in_trouble = False
+        self.in_trouble = False
+        """Whether operations do not outlive the server at this time."""
         self._wake = trio.Event()
         self._closing = trio.Event()
 
@@ -138,7 +139,7 @@ class Journal:
 
     def _gather(self, changes: list[Gathered], change: Gathered) -> None:
         # All is written anew after trouble, so nothing need be gathered for that.
-        if self._keeping and not self._in_trouble:
+        if self._keeping and not self.in_trouble:
             changes.append(change)
             self._wake.set()
 
@@ -149,8 +150,11 @@ class Journal:
         self._changes: list[Change] = []
         self._done = trio.Event()
 
-    def _take_batch(self) -> list[Change]:
-        """The changes that have gathered; whatever happens now belongs to the next batch."""
+    def take_batch(self) -> list[Change]:
+        """The changes that have gathered, to be made together.
+
+        What happens from now on belongs to the next batch.
+        """
         new = [entry for entry in self._new if self._entries.get(entry.operation.name) is entry]
         changes = [
             Change(rows.ADD, [entry.row() for entry in new]),
@@ -214,25 +218,25 @@ class Journal:
     async def _write_on(self, database: Database, path: Path, batch_seconds: float) -> None:
         """Write batch after batch; returns when told to close, or when the file is in trouble."""
         file = _file_number(path)
-        while not self._in_trouble:
+        while not self.in_trouble:
             await self._wake.wait()
             if not self._closing.is_set():
                 await trio.sleep(batch_seconds)
             self._wake = trio.Event()
             done = self._done
-            changes = self._take_batch()
+            changes = self.take_batch()
             try:
                 await _write(database, path, file, changes)
             except (StorageFull, Unavailable) as error:
-                log.error("operations do not outlive the server now", reason=str(error))  # noqa: TRY400 # full disks are no bugs
                 self._suspend()
+                log.error("operations do not outlive the server now", reason=str(error))  # noqa: TRY400 # full disks are no bugs
             done.set()
             if self._closing.is_set():
                 return
 
     def _suspend(self) -> None:
         """Until the file is written anew nobody waits for it, and nothing is gathered."""
-        self._in_trouble = True
+        self.in_trouble = True
         self._done.set()
         self._begin_batch()
         self._done.set()
@@ -240,7 +244,7 @@ class Journal:
     async def _begin_anew(self, database: Database) -> None:
         changes = self._take_all()
         # From here on each change is one of a batch again, which comes after all that was taken.
-        self._in_trouble = False
+        self.in_trouble = False
         try:
             await database.change(changes)
         except (StorageFull, Unavailable):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from stoker.action import LoadedAction
 from stoker.digest import Digest
-from stoker.errors import Quarantined
+from stoker.errors import Quarantined, Unavailable
 
 KEY_BYTES = 32
 _TOLD = 10
@@ -82,12 +82,17 @@ class Losses:
         """How often the action of this key was lost with the server."""
         return sum(loss.with_server for loss in self._by_key.get(key, ()))
 
-    def executors(self, key: bytes) -> list[str]:
-        """The executors that were lost while they had the action of this key, in order."""
-        return [loss.executor for loss in self._by_key.get(key, ()) if not loss.with_server]
+    def verdict(self, action: LoadedAction) -> Unavailable | None:
+        """What its client is told of an action that may not be handed out again (OPS-14)."""
+        key = key_of(action)
+        if not self._spent(key):
+            return None
+        lost = [loss.executor for loss in self._by_key[key] if not loss.with_server]
+        return Unavailable(
+            f"the action was lost {len(lost)} times by its executors: {', '.join(lost)}"
+        )
 
-    def spent(self, key: bytes) -> bool:
-        """Whether the action of this key may not be handed out again."""
+    def _spent(self, key: bytes) -> bool:
         held = self._by_key.get(key, ())
         with_server = sum(loss.with_server for loss in held)
         return (
@@ -101,7 +106,7 @@ class Losses:
             return
         quarantine = int(self.bounds.quarantine_seconds * 1e9)
         self.forget_before(time.time_ns() - quarantine)
-        if self.spent(key):
+        if self._spent(key):
             held = self._by_key[key]
             until = _moment(held[-1].lost_nanoseconds + quarantine)
             raise Quarantined(str(action.digest), until, [str(loss) for loss in held[-_TOLD:]])

@@ -10,6 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from stoker.action import NOTHING_INLINED, UNKNOWN_ANSWER, CacheAnswer, Inlined, Outcome
 from stoker.digest import Digest
+from stoker.errors import Draining
+from stoker.log_streams.names import StreamNames
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler.queue import Stage
 
@@ -49,12 +51,19 @@ class Operation:
     """When it was accepted, since the epoch; 0 where it had ended by then."""
     run: reapi.ExecutedActionMetadata | None = None
     """What is known of its run so far. Shared with other operations, so never changed."""
+    waits: bool = False
+    """Whether it counts among those that wait for an executor: until one has it, that is."""
+    streams: StreamNames | None = None
+    """Where what the run prints can be read, from its start on; those of an attempt that was lost
+    are another's, and no more told."""
     watchers: int = 0
     """How many streams wait for the end of it."""
     departures: int = 0
     """How often the last of them has gone."""
     version: int = 0
     """Grows with every change."""
+    handed_back: Draining | None = None
+    """Set when the server stops before it has ended: whoever waits for it is told so."""
     # Most wait with thousands of others, and are looked at by nobody.
     _changed: trio.Event | None = None
     _completed: trio.Event | None = None
@@ -86,18 +95,34 @@ class Operation:
             self._completed.set()
 
     async def wait_change(self, seen: int) -> None:
-        """Wait until `version` differs from `seen`. Changes in quick succession are one."""
-        while self.version == seen:
+        """Wait until `version` differs from `seen`. Changes in quick succession are one.
+
+        Raises Draining, here and below, where this server will not see its end.
+        """
+        while self.version == seen and not self.handed_back:
             if self._changed is None:
                 self._changed = trio.Event()
             await self._changed.wait()
+        self._check_kept()
 
     async def wait_completed(self) -> None:
         """Wait until the stage is COMPLETED."""
-        if self.stage is not Stage.COMPLETED:
+        if self.stage is not Stage.COMPLETED and not self.handed_back:
             if self._completed is None:
                 self._completed = trio.Event()
             await self._completed.wait()
+        self._check_kept()
+
+    def hand_back(self, reason: Draining) -> None:
+        """This server will not see its end: whoever waits for it, or will, is told `reason`."""
+        self.handed_back = reason
+        for event in (self._changed, self._completed):
+            if event is not None:
+                event.set()
+
+    def _check_kept(self) -> None:
+        if self.handed_back and self.stage is not Stage.COMPLETED:
+            raise self.handed_back.again()
 
 
 def timestamp(nanoseconds: int) -> Timestamp:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from time import time_ns
@@ -19,14 +19,17 @@ from stoker.action import (
     Outcome,
     RunRecord,
 )
-from stoker.errors import Cancelled, Overloaded, StokerError, Unavailable
+from stoker.alarm import Alarm
+from stoker.errors import Cancelled, Draining, Overloaded, StokerError
+from stoker.log_streams.names import StreamNames
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Share
+from stoker.scheduler.absence import none_came, waiting_note, with_note
 from stoker.scheduler.course import Courses, Note
+from stoker.scheduler.floor import ExecutorState, Floor, WaitingLine
 from stoker.scheduler.journal import Journal
 from stoker.scheduler.journal_rows import Request, seconds_since
 from stoker.scheduler.leasing import Lease, Seat
-from stoker.scheduler.losses import key_of
 from stoker.scheduler.operation import Operation, timestamp
 from stoker.scheduler.queue import Assignment, Queue, Stage, Task, merge_key
 from stoker.scheduler.records import Records
@@ -37,10 +40,14 @@ if TYPE_CHECKING:
 
     from google.protobuf.timestamp_pb2 import Timestamp
 
+    from stoker.protos.scheduling_pb2 import WaitingForExecutor
     from stoker.scheduler.journal_rows import Kept
     from stoker.scheduler.matching import Offer
     from stoker.scheduler.settings import SchedulerSettings
     from stoker.scheduler.waiting import Outlook
+
+_RESTART_SECONDS = 1.0
+"""When clients of a server that stops are told to come again, after its end."""
 
 _REMEMBERED_ENDS = 4096
 """How many runs that have ended are remembered: more than end while the action cache is asked."""
@@ -67,7 +74,7 @@ class Scheduler:
         self._nursery = nursery
         self._journal = journal
         self._suspects = Suspects(journal.losses)
-        self._stopping = False
+        self._unqueued: set[Operation] = set()
         self._records = Records(
             retention_seconds=settings.retention_seconds,
             max_retained_bytes=settings.max_retained_bytes,
@@ -79,7 +86,13 @@ class Scheduler:
         self._interest: dict[Task, set[Operation]] = {}
         self._tasks: dict[Operation, Task] = {}
         self._leases: dict[Task, Lease] = {}
-        self._idle: dict[str, deque[Seat]] = {e: deque() for e in executors}
+        self._floor = {name: Floor() for name in executors}
+        self._away: dict[str, str] = {}
+        self._alarm = Alarm(self._look_at_clock)
+        nursery.start_soon(self._alarm.run)
+        self._stops_at: float | None = None
+        self._handed_back = False
+        self._all_ended = trio.Event()
 
     # --- for the frontend
 
@@ -98,31 +111,32 @@ class Scheduler:
         `skip_cache_lookup` is whether it has to run whatever the action cache has, should that be
         for a later server to do; `cache` is what that said, for the records. Raises Quarantined
         for an action that was lost too often (SCH-10); InvalidRequest, FailedPrecondition where
-        none matches: see `Queue.add`; Overloaded where a limit is reached (EXE-25). Then it leaves
+        none matches: see `Queue.add`; Overloaded where a limit is reached (EXE-25); Draining from
+        `stop` on. Then it leaves
         nothing behind.
         """
-        self._journal.losses.check(action)
         time = trio.current_time()
+        if self._stops_at is not None:
+            raise self._draining()
+        self._journal.losses.check(action)
         self._limits.in_flight.check(action.principal, time)
         if not self._queue.in_flight(action):
             self._limits.queued.check_client(action.principal, time)
-        task = None
-        assignments: Iterable[Assignment] = ()
+        queued = None
         if self._suspects.may_enter(action):
             try:
-                task, assignments = self._queue.add(action, priority, executors, now=time)
+                queued = self._queue.add(action, priority, executors, now=time)
             except Overloaded:
                 raise self._limits.queued.refusal(time) from None
         self._records.drop_expired(time)
         operation = self._records.add(action, inlined)
         operation.queued_nanoseconds, operation.cache = time_ns(), cache
         self._take_in(operation)
-        if task:
-            self._attach(operation, task)
-        else:
-            self._suspects.hold(Waiting(operation, action, priority, executors))
         self._journal.accepted(operation, Request(priority, skip_cache_lookup, action.metadata))
-        self._hand_over(assignments)
+        if queued:
+            self._attach(operation, *queued)
+        else:
+            self._hold(Waiting(operation, action, priority, executors))
         return operation
 
     def join(
@@ -135,8 +149,10 @@ class Scheduler:
     ) -> Operation | None:
         """An operation that shares the run of an identical action in flight, if there is one.
 
-        Raises Overloaded where a limit is reached.
+        Raises Overloaded where a limit is reached; Draining from `stop` on.
         """
+        if self._stops_at is not None:
+            raise self._draining()
         if not self._queue.in_flight(action):
             return None
         return self.submit(
@@ -247,8 +263,9 @@ class Scheduler:
             yield
         finally:
             operation.watchers -= 1
+            ended = operation.stage is Stage.COMPLETED or self._handed_back
             operation.departures += 1
-            if operation.watchers == 0 and not (operation.outcome or self._stopping):
+            if operation.watchers == 0 and not ended:
                 self._nursery.start_soon(self._abandon_later, operation, operation.departures)
 
     @property
@@ -265,19 +282,34 @@ class Scheduler:
         """The processors and memory of `executor` that no action has."""
         return self._queue.free(executor)
 
-    # --- for a server that starts or stops
+    def waiting_by_executors(self) -> dict[frozenset[str], WaitingLine]:
+        """What waits, by the executors that could run it."""
+        now = trio.current_time()
+        return {
+            names: WaitingLine(line.tasks, now - line.oldest_at)
+            for names, line in self._queue.waiting().items()
+        }
+
+    def executors(self) -> list[ExecutorState]:
+        """How each stands now."""
+        return [
+            ExecutorState(name, self._away.get(name), len(floor.idle), floor.busy, floor.lost)
+            for name, floor in self._floor.items()
+        ]
+
+    # --- for a server that begins
 
     def restore(self, kept: Sequence[Kept]) -> list[Kept]:
         """Know the operations that a server before this one accepted, under their names.
 
         Returns those that have not ended. Each of them has to be told to `resume` or to `end`.
         """
-        unfinished = []
+        unfinished = [each for each in kept if not each.operation.outcome]
         for each in kept:
             self._records.restore(each.operation)
-            if not each.operation.outcome:
-                self._take_in(each.operation)
-                unfinished.append(each)
+        for each in unfinished:
+            self._take_in(each.operation)
+            self._unqueued.add(each.operation)
         for each in sorted(kept, key=lambda each: each.ended_nanoseconds):
             if each.operation.outcome:
                 ended = trio.current_time() - seconds_since(each.ended_nanoseconds)
@@ -285,46 +317,73 @@ class Scheduler:
         self._nursery.start_soon(self._await_clients, [each.operation for each in unfinished])
         return unfinished
 
-    def resume(
-        self,
-        operation: Operation,
-        action: LoadedAction,
-        *,
-        priority: int,
-        executors: Collection[str],
-    ) -> None:
+    def resume(self, waiting: Waiting) -> None:
         """Run what was restored. What forbids that ends the operation."""
+        operation, action, priority, executors = waiting
         if operation.outcome:
             return
-        waiting = Waiting(operation, action, priority, executors)
         if not self._suspects.may_enter(action):
-            self._suspects.hold(waiting)
+            self._hold(waiting)
             return
-        age = seconds_since(operation.queued_nanoseconds)
+        queued_at = trio.current_time() - seconds_since(operation.queued_nanoseconds)
         try:
             self._journal.losses.check(action)
-            task, assignments = self._queue.add(
-                action, priority, executors, now=trio.current_time() - age
-            )
+            queued = self._queue.add(action, priority, executors, now=queued_at)
         except Overloaded:
-            self._suspects.hold(waiting)
+            self._hold(waiting)
         except StokerError as error:
             self._end(operation, Outcome(error=error))
         else:
-            self._attach(operation, task)
-            self._hand_over(assignments)
+            self._attach(operation, *queued)
 
     def end(self, operation: Operation, outcome: Outcome) -> None:
         """End an operation that was restored and not resumed. Does nothing if it has ended."""
         if not operation.outcome:
             self._end(operation, outcome)
 
-    def stop(self) -> None:
-        """The server stops: what it does not finish is for the next one.
+    # --- for whoever runs the server
 
-        From here on no operation is abandoned, and no lease that ends counts as a loss.
+    def detach(self, executor: str, reason: str) -> None:
+        """`executor` takes nothing new until `attach`; what it has it may end.
+
+        What only it could run waits, and is told that it is away for `reason`, words that follow
+        its name. No error if it is away already.
         """
-        self._stopping = True
+        self._away[executor] = reason
+        self._hand_over(self._queue.detach(executor, now=trio.current_time()))
+        for task in self._queue.stranded:
+            self._tell_what_it_waits_for(task)
+
+    def attach(self, executor: str) -> None:
+        """`executor` takes actions again. No error if it does anyway."""
+        self._away.pop(executor, None)
+        stranded = [*self._queue.stranded]
+        assignments = self._queue.attach(executor, now=trio.current_time())
+        for task in stranded:
+            if task not in self._queue.stranded:
+                self._note_for_clients(task, None)
+        self._hand_over(assignments)
+
+    def stop(self, within_seconds: float) -> None:
+        """Take nothing new and begin nothing. What runs is lost after `within_seconds`."""
+        if self._stops_at is None:
+            self._stops_at = trio.current_time() + within_seconds
+            self._queue.stop()
+            for lease in self._leases.values():
+                lease.renew(within_seconds)
+            self._note_if_all_ended()
+
+    async def drain(self, within_seconds: float) -> None:
+        """`stop`, wait until nothing runs, and hand back the rest (SCH-06).
+
+        What is handed back is queued, its last attempt not counted, and whoever waits for it is
+        told to come again. Cancellation hands it back at once.
+        """
+        self.stop(within_seconds)
+        try:
+            await self._all_ended.wait()
+        finally:
+            self._hand_back()
 
     # --- for executors
 
@@ -336,27 +395,46 @@ class Scheduler:
         number of times.
         """
         assignment = await self._next_assignment(executor)
-        while assignment.task.stage is Stage.COMPLETED:  # dropped on its way here
+        while not self._is_current(assignment):  # dropped on its way here
             self._give_back(assignment)
             assignment = await self._next_assignment(executor)
         task = assignment.task
-        lease = self._leases[task] = Lease(self, task, self._queued_timestamp(task))
-        began = time_ns()
+        lease = self._leases[task] = Lease(self, assignment, self._queued_timestamp(task))
+        if self._stops_at is not None:
+            lease.renew(self._stops_at - trio.current_time())
         try:
             with self._journal.in_hand(task.action, executor):
                 yield lease
         finally:
-            del self._leases[task]
-            self._note_loss(task, executor, began)
             self._give_back(assignment)
 
-    def started(self, task: Task, metadata: reapi.ExecutedActionMetadata) -> None:
-        """The process of `task` is about to start."""
-        self._tell(task, Stage.EXECUTING, metadata)
+    def started(
+        self,
+        assignment: Assignment,
+        metadata: reapi.ExecutedActionMetadata,
+        streams: StreamNames | None = None,
+    ) -> None:
+        """See `Lease.started`."""
+        if self._is_current(assignment):
+            self._tell(assignment.task, Stage.EXECUTING, metadata, streams)
+
+    def renew(self, assignment: Assignment, seconds: float) -> bool:
+        """See `Lease.renew`."""
+        renewed = self._queue.renew(assignment, trio.current_time() + seconds)
+        self._alarm.set(self._queue.next_expiry)
+        return renewed
+
+    def complete(self, assignment: Assignment, outcome: Outcome) -> bool:
+        """See `Lease.complete`."""
+        if not self._is_current(assignment):
+            return False
+        self._journal.survived(assignment.task.action)
+        self._complete(assignment.task, outcome)
+        return True
 
     async def _next_assignment(self, executor: str) -> Assignment:
         seat = Seat()
-        self._idle[executor].append(seat)
+        self._floor[executor].idle.append(seat)
         self._hand_over(self._queue.offer(executor, now=trio.current_time()))
         try:
             return await seat.wait()
@@ -367,18 +445,34 @@ class Scheduler:
     def _stop_waiting(self, executor: str, seat: Seat) -> None:
         """A slot stops waiting; a task that reached it in the same moment goes back."""
         if seat.assignment is None:
-            self._idle[executor].remove(seat)
+            self._floor[executor].idle.remove(seat)
             self._queue.withdraw(executor)
         else:
             self._give_back(seat.assignment)
 
     # --- state, changed between awaits only
 
+    @staticmethod
+    def _is_current(assignment: Assignment) -> bool:
+        """Whether the task still runs, and by this."""
+        task = assignment.task
+        return task.held is assignment and task.stage is Stage.EXECUTING
+
     def _hand_over(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
-            self._idle[assignment.executor].popleft().put(assignment)
+            for operation in self._interest.get(assignment.task, ()):
+                self._count_waiting(operation, waits=False)
+            floor = self._floor[assignment.executor]
+            floor.busy += 1
+            floor.idle.popleft().put(assignment)
 
-    def _tell(self, task: Task, stage: Stage, metadata: reapi.ExecutedActionMetadata) -> None:
+    def _tell(
+        self,
+        task: Task,
+        stage: Stage,
+        metadata: reapi.ExecutedActionMetadata,
+        streams: StreamNames | None = None,
+    ) -> None:
         twins = self._interest[task]
         # One message for all of them: they have been told the same so far.
         run = reapi.ExecutedActionMetadata()
@@ -387,51 +481,53 @@ class Scheduler:
             run.CopyFrom(known)
         run.MergeFrom(metadata)
         for operation in twins:
-            operation.run = run
-            self._move(operation, stage)
+            operation.stage, operation.run, operation.streams = stage, run, streams
             operation.announce()
 
-    def _attach(self, operation: Operation, task: Task) -> None:
+    def _attach(self, operation: Operation, task: Task, assignments: Iterable[Assignment]) -> None:
         """`operation` is one that `task` runs for, and stands as its twins do."""
+        self._unqueued.discard(operation)
         self._tasks[operation] = task
         if task not in self._interest:
             self._suspects.entered(task.action)
         twins = self._interest.setdefault(task, set())
-        if twin := next(iter(twins), None):
-            operation.run = twin.run
-            self._move(operation, twin.stage)
+        twin = next(iter(twins), None)
+        if twin is not None:
+            operation.stage, operation.run = twin.stage, twin.run
+            operation.streams = twin.streams
         twins.add(operation)
         self._courses.join(task, operation)
+        self._count_waiting(operation, waits=task.stage is Stage.QUEUED)
+        self._hand_over(assignments)
+        if task in self._queue.stranded and twin is None:
+            self._tell_what_it_waits_for(task)
+
+    def _hold(self, waiting: Waiting) -> None:
+        """Keep an operation out of the queue, until there is room or suspects are gone."""
+        self._unqueued.add(waiting.operation)
+        self._suspects.hold(waiting)
+        self._count_waiting(waiting.operation, waits=True)
 
     def _let_in(self) -> None:
-        """Queue those that waited for a suspect that has ended."""
+        """Queue those that were held, as far as it goes now."""
         while waiting := self._suspects.next_to_enter():
-            operation, action, priority, executors = waiting
-            self.resume(operation, action, priority=priority, executors=executors)
-            if operation not in self._tasks and not operation.outcome:
+            self.resume(waiting)
+            if waiting.operation in self._unqueued:
                 break
 
     def _take_in(self, operation: Operation) -> None:
         """`operation` is new, and counts from now on."""
         self._limits.in_flight.enter(operation.principal, trio.current_time())
-        if operation.stage is Stage.QUEUED:
-            self._limits.queued.enter(operation.principal, trio.current_time())
 
-    def _move(self, operation: Operation, stage: Stage) -> None:
-        """`operation` goes on to `stage`, or back to it."""
-        was_queued, is_queued = operation.stage is Stage.QUEUED, stage is Stage.QUEUED
-        operation.stage = stage
-        if was_queued and not is_queued:
+    def _count_waiting(self, operation: Operation, *, waits: bool) -> None:
+        """Whether `operation` counts among those that wait for an executor."""
+        if operation.waits == waits:
+            return
+        operation.waits = waits
+        if waits:
+            self._limits.queued.enter(operation.principal, trio.current_time())
+        else:
             self._limits.queued.leave(operation.principal, trio.current_time())
-        if is_queued and not was_queued:
-            self._limits.queued.enter(operation.principal, trio.current_time())
-        if stage is Stage.COMPLETED:
-            self._limits.in_flight.leave(operation.principal, trio.current_time())
-
-    def complete(self, task: Task, outcome: Outcome) -> None:
-        """`task` has ended; everybody who waits is told. Later calls change nothing."""
-        self._journal.survived(task.action)
-        self._complete(task, outcome)
 
     def _complete(self, task: Task, outcome: Outcome) -> None:
         assignments = self._leave_queue(task)
@@ -442,6 +538,7 @@ class Scheduler:
         self._interest.pop(task, None)
         self._hand_over(assignments)
         self._let_in()
+        self._note_if_all_ended()
 
     def _leave_queue(self, task: Task) -> Iterable[Assignment]:
         if task.stage is not Stage.COMPLETED:
@@ -459,10 +556,12 @@ class Scheduler:
             self._ends.popitem(last=False)
 
     def _end(self, operation: Operation, outcome: Outcome) -> None:
+        self._unqueued.discard(operation)
         if task := self._tasks.pop(operation, None):
             self._interest[task].discard(operation)
-        operation.outcome = outcome
-        self._move(operation, Stage.COMPLETED)
+        operation.stage, operation.outcome = Stage.COMPLETED, outcome
+        self._count_waiting(operation, waits=False)
+        self._limits.in_flight.leave(operation.principal, trio.current_time())
         self._journal.ended(operation)
         self._records.retain(operation, trio.current_time())
         operation.announce()
@@ -471,33 +570,103 @@ class Scheduler:
         """Nobody wants `task`: it is taken out of the queue, or stopped where it runs."""
         self._hand_over(self._leave_queue(task))
         self._courses.end(task, Outcome(error=Cancelled("nobody wanted it any longer")))
+        self._note_if_all_ended()
         if lease := self._leases.get(task):
             lease.scope.cancel()
         else:
             self._interest.pop(task, None)
         self._let_in()
 
-    def _note_loss(self, task: Task, executor: str, began_nanoseconds: int) -> None:
-        """A slot lets go of `task`, which it was handed at this time of day."""
-        if task.stage is not Stage.COMPLETED and not self._stopping:
-            self._journal.lost(task.action, executor, began_nanoseconds)
-
     def _give_back(self, assignment: Assignment) -> None:
         """A slot lets go of what it was given."""
-        task, losses = assignment.task, self._journal.losses
-        if task.stage is not Stage.COMPLETED and not losses.spent(key_of(task.action)):
-            self._tell(task, Stage.QUEUED, reapi.ExecutedActionMetadata())
-            self._hand_over(self._queue.requeue(task, now=trio.current_time()))
-            self._hand_over(self._queue.release(assignment, now=trio.current_time()))
-            return
-        if task.stage is not Stage.COMPLETED:
-            lost = losses.executors(key_of(task.action))
-            error = Unavailable(
-                f"the action was lost {len(lost)} times by its executors: {', '.join(lost)}"
-            )
-            self._complete(task, Outcome(error=error))
-        self._interest.pop(task, None)
+        task = assignment.task
+        if self._is_current(assignment):
+            self._lose(assignment)
+        if task.held is assignment:
+            self._leases.pop(task, None)
+            self._interest.pop(task, None)
+        self._floor[assignment.executor].busy -= 1
         self._hand_over(self._queue.release(assignment, now=trio.current_time()))
+
+    def _lose(self, assignment: Assignment) -> None:
+        """A slot has a task no longer: it is run again, a bounded number of times."""
+        task, executor = assignment
+        counted = False
+        if lease := self._leases.get(task):
+            lease.scope.cancel()
+            # What never reached a slot, and what a server that stops takes back, is nobody's fault.
+            counted = self._stops_at is None
+        if lease and counted:
+            self._floor[executor].lost += 1
+            self._journal.lost(task.action, executor, lease.began_nanoseconds)
+            if error := self._journal.losses.verdict(task.action):
+                self._complete(task, Outcome(error=error))
+                return
+        self._leases.pop(task, None)
+        self._tell(task, Stage.QUEUED, reapi.ExecutedActionMetadata())
+        for operation in self._interest[task]:
+            self._count_waiting(operation, waits=True)
+        self._hand_over(self._queue.requeue(task, now=trio.current_time(), counted=counted))
+        if task in self._queue.stranded:
+            self._tell_what_it_waits_for(task)
+        self._note_if_all_ended()
+
+    # --- what time brings
+
+    def _look_at_clock(self) -> None:
+        now = trio.current_time()
+        for assignment in self._queue.expired(now):
+            self._lose(assignment)
+        wait_seconds = self._settings.wait_for_executor_seconds
+        for task, since in [*self._queue.stranded.items()]:
+            if since + wait_seconds > now:
+                break
+            if self._stops_at is None:
+                error = none_came(task.kind.eligible, self._away, wait_seconds)
+                self._complete(task, Outcome(error=error))
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        self._alarm.set(self._queue.next_expiry)
+        # They are in the order in which their wait began.
+        first = next(iter(self._queue.stranded.values()), None)
+        if first is not None and self._stops_at is None:
+            self._alarm.set(first + self._settings.wait_for_executor_seconds)
+
+    def _tell_what_it_waits_for(self, task: Task) -> None:
+        """EXE-14."""
+        since = self._queue.stranded[task]
+        since_ns = time_ns() - round((trio.current_time() - since) * 1e9)
+        until_ns = since_ns + round(self._settings.wait_for_executor_seconds * 1e9)
+        note = waiting_note(task.kind.eligible, self._away, since_ns=since_ns, until_ns=until_ns)
+        self._note_for_clients(task, note)
+        self._set_alarm()
+
+    def _note_for_clients(self, task: Task, note: WaitingForExecutor | None) -> None:
+        twins = self._interest[task]
+        run = with_note(next((twin.run for twin in twins), None), note)
+        for operation in twins:
+            operation.run = run
+            operation.announce()
+
+    # --- the end of the server
+
+    def _draining(self) -> Draining:
+        assert self._stops_at is not None
+        # It is not known when the next one begins: soon after this one has ended.
+        return Draining(max(self._stops_at - trio.current_time(), 0) + _RESTART_SECONDS)
+
+    def _note_if_all_ended(self) -> None:
+        if self._stops_at is not None and not self._queue.executing:
+            self._all_ended.set()
+
+    def _hand_back(self) -> None:
+        self._handed_back = True
+        for task in {*self._interest}:
+            if task.held is not None and self._is_current(task.held):
+                self._lose(task.held)
+        for operation in (*self._tasks, *self._unqueued):
+            operation.hand_back(self._draining())
 
     async def _abandon_later(self, operation: Operation, departure: int) -> None:
         await trio.sleep(self._settings.abandoned_after_seconds)

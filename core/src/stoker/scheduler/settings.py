@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import msgspec
@@ -42,6 +43,9 @@ class SchedulerSettings(Settings, frozen=True):
     """``[scheduler.properties]``: how a platform property is held against what executors declare,
     by its name; see `PropertyKind`. Those that are not named are ``one of``, but for what asks for
     processors, memory, a worker or a container."""
+    wait_for_executor_seconds: _Seconds = 300.0
+    """How long an action waits while none of the executors that could run it is there: each is
+    drained. Then it ends with FAILED_PRECONDITION (EXE-14)."""
     abandoned_after_seconds: _Seconds = 0.5
     """An operation that nobody waits for is cancelled after this time (OPS-08). Long enough for a
     client whose connection broke to come back by WaitExecution, short enough to obey an
@@ -98,6 +102,7 @@ def _limit(what: str, setting: str, total: int, each: int | None, now: float) ->
     def of_one(principal: str) -> int:
         if each is not None:
             return each
-        return -(-total // 2) if principal else total
+        # Nobody in particular is everybody: the limit on all is the only one.
+        return max(1, total // 2) if principal else sys.maxsize
 
     return Limit(what, setting, total, of_one, now)

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import structlog
 
 from stoker.action import LoadedAction, Outcome
 from stoker.errors import InternalError, StokerError, sole_cause
+from stoker.log_streams.names import StreamNames
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler.leasing import Lease
 from stoker.scheduler.scheduler import Scheduler
 
 log = structlog.get_logger(__name__)
 
-Run = Callable[[LoadedAction, Callable[[reapi.ExecutedActionMetadata], None]], Awaitable[Outcome]]
-"""Runs an action, calling back once its process is about to start. A StokerError that it raises
-becomes the outcome."""
+
+class Started(Protocol):
+    """To be called once the action's process is about to start."""
+
+    def __call__(
+        self, metadata: reapi.ExecutedActionMetadata, streams: StreamNames | None = None
+    ) -> None:
+        """What is known of it, and the names that its output can be read by, if there are any."""
+
+
+Run = Callable[[LoadedAction, Started], Awaitable[Outcome]]
+"""Runs an action. A StokerError that it raises becomes the outcome."""
 
 FileResult = Callable[[LoadedAction, reapi.ActionResult], Awaitable[None]]
 """Files a result in the action cache."""

@@ -142,6 +142,15 @@ async def run(strategy: spi.ExecutionStrategy, spec: spi.ProcessSpec) -> spi.Exi
         return await process.wait()
 
 
+async def _wait_for_content(file: Path, content: bytes) -> None:
+    while not _holds(file, content):  # noqa: ASYNC110 -- nobody tells
+        await trio.sleep(0.01)
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    return file.exists() and file.read_bytes() == content
+
+
 async def outcome(strategy: spi.ExecutionStrategy, spec: spi.ProcessSpec) -> spi.Exit:
     """Run a process to its end, and tell of that what does not differ from run to run."""
     return without_usage(await run(strategy, spec))
@@ -285,6 +294,14 @@ class ExecutionStrategyLaws:
         await run(strategy, place.script(f"head -c {size_bytes} /dev/zero; echo end >&2"))
         assert place.stdout.stat().st_size == size_bytes
         assert place.stderr.read_bytes() == b"end\n"
+
+    async def test_output_is_in_its_files_as_it_comes(  # OPS-16
+        self, strategy: spi.ExecutionStrategy, place: Workplace
+    ) -> None:
+        with trio.fail_after(60):
+            async with strategy.start(place.script("echo one; echo two >&2; sleep 600")):
+                await _wait_for_content(place.stdout, b"one\n")
+                await _wait_for_content(place.stderr, b"two\n")
 
     async def test_pipes_carry_both_ways(
         self, strategy: spi.ExecutionStrategy, place: Workplace

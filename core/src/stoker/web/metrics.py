@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from stoker.scheduler.floor import ExecutorState, WaitingLine
 from stoker.scheduler.scheduler import Scheduler
 from stoker.workers.report import PoolReport
 
@@ -24,6 +25,8 @@ class ServerMetrics(Collector):
         actions.add_metric(["queued"], self._scheduler.queued)
         actions.add_metric(["executing"], self._scheduler.executing)
         yield actions
+        yield from _lines(self._scheduler)
+        yield from _slots(self._scheduler.executors())
         reports = {executor: read() for executor, read in self._pools.items()}
         yield _processes(reports)
         yield _memory(reports)
@@ -35,6 +38,53 @@ class ServerMetrics(Collector):
         yield _leases(reports)
         yield _differences(reports)
         yield _ended(reports)
+
+
+def _lines(scheduler: Scheduler) -> Iterable[Metric]:
+    """What waits, by the executors that could run it: those that it takes more of (SCH-08)."""
+    # Executors that nothing waits for are told of too, so that a series does not end.
+    lines = {frozenset([state.name]): _NOTHING for state in scheduler.executors()}
+    labels = {
+        ",".join(sorted(names)): line
+        for names, line in {**lines, **scheduler.waiting_by_executors()}.items()
+    }
+    yield _gauge(
+        "stoker_queued_actions",
+        "Actions that wait, by all the executors that could run them.",
+        {names: line.tasks for names, line in labels.items()},
+        label="executors",
+    )
+    yield _gauge(
+        "stoker_oldest_queued_seconds",
+        "How long the first of them has waited; 0 where none waits.",
+        {names: line.seconds for names, line in labels.items()},
+        label="executors",
+    )
+
+
+_NOTHING = WaitingLine(0, 0.0)
+
+
+def _slots(states: Iterable[ExecutorState]) -> Iterable[Metric]:
+    slots = GaugeMetricFamily(
+        "stoker_slots",
+        "Slots that have an action, or clean up after one, and those that wait for one.",
+        labels=["executor", "state"],
+    )
+    lost = CounterMetricFamily(
+        "stoker_lost_actions",
+        "How often an executor lost an action, which was run again then, or failed.",
+        labels=["executor"],
+    )
+    drained = {}
+    for state in states:
+        slots.add_metric([state.name, "busy"], state.busy_slots)
+        slots.add_metric([state.name, "free"], state.free_slots)
+        lost.add_metric([state.name], state.lost)
+        drained[state.name] = 0 if state.away is None else 1
+    yield slots
+    yield lost
+    yield _gauge("stoker_executor_drained", "Whether it takes nothing new.", drained)
 
 
 def _processes(reports: Mapping[str, PoolReport]) -> Metric:
@@ -60,10 +110,10 @@ def _memory(reports: Mapping[str, PoolReport]) -> Metric:
     )
 
 
-def _gauge(name: str, says: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(name, says, labels=["executor"])
-    for executor, value in values.items():
-        family.add_metric([executor], value)
+def _gauge(name: str, says: str, values: Mapping[str, float], label: str = "executor") -> Metric:
+    family = GaugeMetricFamily(name, says, labels=[label])
+    for labelled, value in values.items():
+        family.add_metric([labelled], value)
     return family
 
 

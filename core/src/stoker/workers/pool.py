@@ -12,8 +12,8 @@ import structlog
 import trio
 
 from stoker.action import LoadedAction
+from stoker.alarm import Alarm
 from stoker.spi import ExecutionStrategy, ProcessUser, WorkerProtocol
-from stoker.workers.alarm import Alarm
 from stoker.workers.failure import WorkerFailed
 from stoker.workers.history import History
 from stoker.workers.invocations import Invocations
@@ -106,6 +106,7 @@ class WorkerPool(Generic[FolderT]):
         self._history = History()
         self._invocations = Invocations(settings.quit_after_invocation_seconds)
         self._closed = False
+        self._drained = False
         self._upkeep = trio.CancelScope()
         self._alarm = Alarm(self._sweep)
         nursery.start_soon(self._keep_up)
@@ -287,6 +288,8 @@ class WorkerPool(Generic[FolderT]):
             self._places.retire(resident, reason)
         self._places.release(resident)
         self._note_rest(resident)
+        if self._drained:
+            self._end_idle()
         self._end_action(invocation)
         self._settle()
 
@@ -343,6 +346,24 @@ class WorkerPool(Generic[FolderT]):
                 self._places.leave(resident, "closed")
                 resident.worker.kill()
         self._settle()
+
+    def drain(self) -> None:
+        """End the workers that are idle, and others once they are, until `resume`.
+
+        Leases are given all the same: what has begun may need one.
+        """
+        self._drained = True
+        self._end_idle()
+        self._settle()
+
+    def resume(self) -> None:
+        """Keep idle workers again."""
+        self._drained = False
+
+    def _end_idle(self) -> None:
+        for resident in self._residents:
+            if self._places.is_idle(resident):
+                self._places.retire(resident, "drained")
 
     # --- upkeep
 

@@ -76,6 +76,6 @@ class PoolReport:
     ended: Mapping[str, int] = field(default_factory=dict)
     """Workers that have ended, by the reason: ``retired`` after as many requests as its terms
     allow, ``expired``, ``evicted`` for its place or for its memory, ``invocation`` when that it
-    served was over, ``failed``, ``cancelled`` in the middle of a request, ``closed`` with the
-    pool."""
+    served was over, ``drained`` with its executor, ``failed``, ``cancelled`` in the middle of a
+    request, ``closed`` with the pool."""
     keys: Sequence[KeyReport] = ()

@@ -13,7 +13,9 @@ from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 from stoker.workers.key import WorkerKey
 from stoker.workers.plan import WorkerTerms
 
-Reason = Literal["retired", "expired", "evicted", "invocation", "failed", "cancelled", "closed"]
+Reason = Literal[
+    "retired", "expired", "evicted", "invocation", "drained", "failed", "cancelled", "closed"
+]
 """Why a worker ends: see `stoker.workers.report.PoolReport.ended`."""
 
 

@@ -28,6 +28,7 @@ from bench import (
     rpc_unary,
     scheduling,
     storage,
+    waiting,
     warm_worker,
 )
 
@@ -46,6 +47,7 @@ MEASUREMENTS = {
     "outputs": outputs.measure,
     "storage": storage.measure,
     "scheduling": scheduling.measure,
+    "waiting": waiting.measure,
     "journal": journal.measure,
     "buckets": buckets.measure,
 }

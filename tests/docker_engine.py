@@ -165,7 +165,7 @@ def python_tree() -> dict[str, Path | str]:
         programs.add(Path(bash))
         tree["bin/bash"] = Path(bash).resolve()
     for file in [*programs, *library.glob("lib-dynload/*.so")]:
-        tree |= {_inside(path): path.resolve() for path in _loaded_by(file)}
+        tree |= {_inside(path): path.resolve() for path in loaded_by(file)}
     return tree | {"bin/python3": str(program)}
 
 
@@ -177,7 +177,7 @@ def _library_files(library: Path) -> Iterator[Path]:
             yield path
 
 
-def _loaded_by(file: Path) -> Iterator[Path]:
+def loaded_by(file: Path) -> Iterator[Path]:
     listed = subprocess.run(["ldd", str(file)], capture_output=True, text=True, check=False)
     for word in listed.stdout.split():
         if word.startswith("/"):

@@ -52,6 +52,8 @@ ROWS = {
     "evict": 1,
     "S3": 6,
     "queue": 1,
+    "front door and": 1,
+    "memory by": 2,
     "journal": 6,
 }
 

@@ -439,8 +439,8 @@ _SERVED = (
     f"{_REAPI}.Execution",
     "google.bytestream.ByteStream",
     "google.longrunning.Operations",
-    "stoker.v1.Explain",
     "build.bazel.remote.logstream.v1.LogStreamService",
+    "stoker.v1.Explain",
 )
 
 

@@ -153,8 +153,8 @@ class Configuration:
     server: ServerTable
     log: LogTable
     scheduler: SchedulerSettings
-    history: HistorySettings
     log_streams: LogStreamSettings
+    history: HistorySettings
     services: dict[ServiceName, Service]
     """In an order in which each comes after those that it names."""
     executors: dict[str, ExecutorTable]
@@ -215,7 +215,7 @@ class _Check:
     """One pass over a document, which collects problems and keeps what is sound."""
 
     _TABLES = (
-        *("server", "log", "scheduler", "history", "log_streams"),
+        *("server", "log", "scheduler", "log_streams", "history"),
         *(*SERVICE_TABLES, "executors", "instances"),
     )
 
@@ -239,8 +239,8 @@ class _Check:
         server = self._table("server", ServerTable)
         log = self._table("log", LogTable)
         scheduler = self._table("scheduler", SchedulerSettings)
-        history = self._table("history", HistorySettings)
         log_streams = self._table("log_streams", LogStreamSettings)
+        history = self._table("history", HistorySettings)
         self._read_services()
         executors = dict(self._named("executors", ExecutorTable))
         instances = dict(self._named("instances", InstanceTable))
@@ -256,14 +256,14 @@ class _Check:
         assert server
         assert log
         assert scheduler
-        assert history
         assert log_streams
+        assert history
         return Configuration(
             server=server,
             log=log,
             scheduler=scheduler,
-            history=history,
             log_streams=log_streams,
+            history=history,
             services=services,
             executors=executors,
             instances=instances,

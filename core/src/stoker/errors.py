@@ -82,15 +82,6 @@ class OperationNotFound(StokerError):
         super().__init__(f"there is no operation named {name!r}; it may have expired")
 
 
-class RunNotFound(StokerError):
-    """No run of this action is known."""
-
-    def __init__(self, action: str) -> None:
-        super().__init__(
-            f"no run of action {action} is known: none has been recorded, or none is kept so long"
-        )
-
-
 class LogStreamNotFound(StokerError):
     """No log stream of this name is known, or it may not be told."""
 
@@ -110,6 +101,15 @@ class LogOffsetOutOfRange(StokerError):
 
     def __init__(self, offset: int) -> None:
         super().__init__(f"offset {offset} is outside of the log stream")
+
+
+class RunNotFound(StokerError):
+    """No run of this action is known."""
+
+    def __init__(self, action: str) -> None:
+        super().__init__(
+            f"no run of action {action} is known: none has been recorded, or none is kept so long"
+        )
 
 
 class OffsetOutOfRange(StokerError):

@@ -82,6 +82,7 @@ __all__ = [
     "SHA256",
     # execution
     "ExecutionStrategy",
+    "Tell",
     "Process",
     "ProcessSpec",
     "ProcessUser",
@@ -606,6 +607,10 @@ class Process(abc.ABC):
         return None
 
 
+Tell = Callable[[Mapping[str, str | float | bool]], None]
+"""Tells facts to everybody who waits for an action, in place of those told before."""
+
+
 class ExecutionStrategy(abc.ABC):
     """A way to start processes. Calls may overlap."""
 
@@ -638,6 +643,15 @@ class ExecutionStrategy(abc.ABC):
         """
         del properties
         return ""
+
+    async def prepare(self, properties: Mapping[str, tuple[str, ...]], tell: Tell) -> None:
+        """Fetch what processes of these properties need beside their inputs, such as an image,
+        and tell how that goes on whenever there is something new. Nothing by default.
+
+        Called before the inputs of an action are laid out. Raises as `identify_surroundings`.
+        Cancellation leaves nothing, or what others can use.
+        """
+        del properties, tell
 
     @abc.abstractmethod
     def start(self, spec: ProcessSpec) -> AbstractAsyncContextManager[Process]:
@@ -698,6 +712,17 @@ class WorkerProtocol(abc.ABC):
     @abc.abstractmethod
     def encode(self, request: WorkRequest) -> bytes:
         """`request` as the worker reads it from its stdin."""
+
+    def encode_with(self, request: WorkRequest, inputs: Sequence[bytes]) -> bytes:
+        """As `encode`, of `request` with more inputs: those of the serialized messages `inputs`.
+
+        Thousands, as a rule, which were serialized once for many requests. A protocol whose frame
+        is made of such bytes need not parse them.
+        """
+        whole = WorkRequest()
+        whole.CopyFrom(request)
+        whole.MergeFromString(b"".join(inputs))
+        return self.encode(whole)
 
     @abc.abstractmethod
     def decoder(self, limit_bytes: int) -> ResponseDecoder:

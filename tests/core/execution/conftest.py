@@ -106,9 +106,12 @@ class Rig:
         self.started: list[reapi.ExecutedActionMetadata] = []
         self.streams: list[StreamNames] = []
 
-    def note_start(self, metadata: reapi.ExecutedActionMetadata, streams: StreamNames) -> None:
-        self.started.append(metadata)
-        self.streams.append(streams)
+    def note_start(
+        self, metadata: reapi.ExecutedActionMetadata, streams: StreamNames | None
+    ) -> None:
+        if streams is not None:
+            self.started.append(metadata)
+            self.streams.append(streams)
 
     async def run(self, action: LoadedAction) -> Outcome:
         return await self.executor.run(action, self.note_start)

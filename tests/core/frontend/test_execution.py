@@ -118,6 +118,8 @@ async def test_the_second_time_it_is_cached(client: Client) -> None:  # EXE-18, 
     third = await run(client, digest, skip_cache_lookup=True)
     assert not third.cached_result
     assert third.result.stdout_digest != first.result.stdout_digest
+    fourth = await run(client, digest)
+    assert (fourth.cached_result, fourth.result) == (True, third.result)
 
 
 @pytest.mark.parametrize("how", ["exit 3", "kill -9 $$"])

@@ -12,7 +12,7 @@ from stoker.digest import SHA256
 from stoker.errors import Quarantined, Unavailable
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler.in_hand import InHand, open_in_hand
-from stoker.scheduler.losses import Bounds, Loss, Losses, key_of, suspects_at_once
+from stoker.scheduler.losses import Bounds, Loss, Losses, key_of
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.suspects import Suspects, Waiting
 
@@ -93,8 +93,8 @@ def waiting(name: str) -> Waiting:
 
 
 def test_the_more_often_it_happened_the_fewer_suspects_run_together() -> None:
-    assert [suspects_at_once(n) for n in (1, 2, 5, 6, 7, 100)] == [32, 16, 2, 1, 1, 1]
-    losses = Losses(Bounds(3, 100, 100))
+    losses = Losses(Bounds(3, 10, 100))
+    assert [losses.suspects_at_once(n) for n in (1, 2, 3, 4, 5, 9)] == [16, 8, 4, 2, 1, 1]
     suspects = Suspects(losses)
     assert suspects.may_enter(action("innocent"))
     for name, times in (("x", 9), ("y", 6), ("z", 5)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -273,3 +274,13 @@ def test_the_bound_counts_only_what_has_to_wait() -> None:  # EXE-25
     with pytest.raises(Overloaded):
         add(queue, "behind")
     assert add(queue, "urgent", -1).executor == early.executor
+
+
+def test_clients_of_one_instance_are_tenants_of_their_own() -> None:  # SCH-03
+    queue = Queue({"linux": EXECUTORS["linux"]}, max_queued=100)
+    for name, principal in (("a1", "alice"), ("a2", "alice"), ("a3", "alice"), ("b1", "bob")):
+        action = replace(make_action(name, {"cpus": ("0.1",)}), principal=principal)
+        queue.add(action, 0 if principal == "alice" else 9, ["linux"], now=0)
+    begun = [offer(queue, "linux") for _ in range(4)]
+    # What each holds counts, and alice's priorities are no concern of bob's.
+    assert [task and task.action.principal for task in begun] == ["alice", "bob", "alice", "alice"]

@@ -8,11 +8,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from stoker.action import LoadedAction
+from stoker.digest import SHA256
 from stoker.errors import ConfigurationError
-from stoker.scheduler.scheduler import open_scheduler
+from stoker.protos import remote_execution_pb2 as reapi
+from stoker.resources import Capacity
+from stoker.scheduler.matching import Offer
+from stoker.scheduler.scheduler import Scheduler, open_scheduler
 from stoker.scheduler.settings import SchedulerSettings
 from stoker.web.metrics import ServerMetrics
 from stoker.web.server import open_metrics
@@ -87,7 +93,11 @@ async def open_pages(pools: Mapping[str, Callable[[], PoolReport]]) -> AsyncIter
 
 async def scrape(pools: Mapping[str, Callable[[], PoolReport]]) -> dict[Sample, float]:
     async with open_pages(pools) as address:
-        status, text = await get(address, "/metrics")
+        return await samples_at(address)
+
+
+async def samples_at(address: str) -> dict[Sample, float]:
+    status, text = await get(address, "/metrics")
     assert status == 200
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -118,6 +128,56 @@ async def test_actions_by_stage() -> None:
     samples = await scrape({})
     assert samples[sample("stoker_actions", stage="queued")] == 0
     assert samples[sample("stoker_actions", stage="executing")] == 0
+
+
+def make_action(name: str) -> LoadedAction:
+    return LoadedAction(
+        namespace="",
+        digest=SHA256.digest(name.encode()),
+        action=reapi.Action(),
+        command=reapi.Command(arguments=["true"]),
+        input_root=SHA256.empty,
+        platform={},
+        timeout_seconds=None,
+    )
+
+
+async def test_what_waits_for_which_executors_and_what_they_have_free() -> None:  # SCH-08
+    capacity = Capacity.of_executor(slots=4, cpus=4, memory_bytes=2**30, default_memory_bytes=None)
+    offers = {name: Offer({}, capacity) for name in ("linux", "spare")}
+
+    async def wait_for_work(scheduler: Scheduler, executor: str) -> None:
+        async with scheduler.lease(executor):
+            await trio.sleep_forever()
+
+    async with (
+        open_scheduler(offers, SchedulerSettings()) as scheduler,
+        open_metrics("127.0.0.1:0", ServerMetrics(scheduler, {})) as address,
+        trio.open_nursery() as nursery,
+    ):
+        scheduler.detach("spare", "is drained")
+        for executor in ("linux", "spare", "spare"):
+            nursery.start_soon(wait_for_work, scheduler, executor)
+        await trio.testing.wait_all_tasks_blocked()
+        for name, executors in (("a", ["linux"]), ("b", ["linux"]), ("c", [*offers])):
+            scheduler.submit(make_action(name), priority=0, executors=executors)
+        async with scheduler.lease("linux"):
+            pass  # lost, and queued again
+        before = trio.current_time()
+        samples = await samples_at(address)
+        assert trio.current_time() > before
+        for names, count in (("linux", 1), ("spare", 0), ("linux,spare", 1)):
+            assert samples[sample("stoker_queued_actions", executors=names)] == count
+            age = samples[sample("stoker_oldest_queued_seconds", executors=names)]
+            assert (age > 0) == (count > 0)
+        slots = [("linux", "busy", 1), ("linux", "free", 0), ("spare", "busy", 0)]
+        for executor, state, count in [*slots, ("spare", "free", 2)]:
+            assert samples[sample("stoker_slots", executor=executor, state=state)] == count
+        assert samples[sample("stoker_lost_actions_total", executor="linux")] == 1
+        assert samples[sample("stoker_lost_actions_total", executor="spare")] == 0
+        assert samples[sample("stoker_executor_drained", executor="linux")] == 0
+        assert samples[sample("stoker_executor_drained", executor="spare")] == 1
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_address_that_is_taken_is_told() -> None:

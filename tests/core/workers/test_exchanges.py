@@ -407,3 +407,11 @@ def test_a_worker_that_cannot_be_told_takes_no_more_and_finishes_what_it_has() -
     assert second.response.output == "right"
     assert table.exchanges.fault is None
     assert not table.exchanges.usable
+
+
+def test_answers_that_come_together_are_counted_each_by_itself() -> None:
+    table = Table()
+    first, second, third = table.ask(3)
+    table.exchanges.hear(frame(2) + frame(1))
+    table.exchanges.hear(frame(3))
+    assert [first.number, second.number, third.number] == [2, 1, 3]

@@ -81,7 +81,7 @@ def test_a_rotation_that_can_keep_nothing_still_empties_it(log: WorkerLog) -> No
 async def test_a_flood_is_kept_within_bounds_and_ends_nobody(tmp_path: Path) -> None:
     max_bytes = 1_000_000
     async with open_worker(tmp_path, max_log_bytes=max_bytes) as worker:
-        answer = await worker.perform(request("flood-until-emptied", "3"))
+        answer = (await worker.perform(request("flood-until-emptied", "3"))).response
         report = json.loads(answer.output)
         # The end of it lies within the bounds as well, once that was looked at.
         while worker.log.stat().st_size > max_bytes:
@@ -100,7 +100,7 @@ async def test_a_flood_is_kept_within_bounds_and_ends_nobody(tmp_path: Path) -> 
 @pytest.mark.slow
 async def test_a_flood_of_hundreds_of_megabytes_fills_no_disk(tmp_path: Path) -> None:
     async with open_worker(tmp_path, max_log_bytes=16 * 2**20) as worker:
-        answer = await worker.perform(request("flood-until-emptied", "20"))
+        answer = (await worker.perform(request("flood-until-emptied", "20"))).response
         report = json.loads(answer.output)
         assert report["written"] > 300_000_000
         assert report["largest"] < report["written"] / 2

@@ -33,7 +33,7 @@ class Held:
         """To be run as a task."""
         with self.scope:
             try:
-                self.output = (await worker.perform(request(*arguments))).output
+                self.output = (await worker.perform(request(*arguments))).response.output
             except WorkerFailed as error:
                 self.failure = error
         self.done.set()
@@ -61,7 +61,7 @@ async def holding(
 
 async def pid_of(worker: Worker[None]) -> int:
     """The process that serves it now."""
-    pid: int = read_report(await worker.perform(request("report")))["pid"]
+    pid: int = read_report((await worker.perform(request("report"))).response)["pid"]
     return pid
 
 
@@ -70,7 +70,7 @@ async def test_answers_find_their_requests_in_any_order(tmp_path: Path, protocol
     async with open_worker(tmp_path, protocol=protocol, multiplex=True) as worker:
         for _ in range(2):
             async with holding(worker, 5) as requests:
-                assert (await worker.perform(request("release"))).output == "released"
+                assert (await worker.perform(request("release"))).response.output == "released"
             assert [held.output for held in requests] == [f"output {n}" for n in range(5)]
         assert worker.served == 12
         assert worker.usable
@@ -218,7 +218,7 @@ async def test_a_cancellation_within_the_writing_of_a_request_tears_nothing(
         assert worker.recovering
         await trio.Path(gate).write_text("go on")
         assert await worker.recover()
-        report = read_report(await worker.perform(request("report", "y")))
+        report = read_report((await worker.perform(request("report", "y"))).response)
         # The second one had not been begun, and was never sent.
         assert (report["arguments"], report["count"]) == (["report", "y"], 2)
 
@@ -230,7 +230,7 @@ async def test_one_who_gives_up_the_start_leaves_it_to_the_others(tmp_path: Path
             await trio.testing.wait_all_tasks_blocked()
             with trio.move_on_after(0):
                 await worker.start()
-        assert json.loads((await worker.perform(request("report"))).output)["count"] == 1
+        assert json.loads((await worker.perform(request("report"))).response.output)["count"] == 1
 
 
 # WORKERS 8.8
@@ -245,7 +245,7 @@ async def test_random_cancellations_mix_up_and_lose_nothing(tmp_path: Path) -> N
                 if draw.random() < 0.3:
                     scope.deadline = trio.current_time() + draw.random() * 0.002
                 text = f"{name}.{number}"
-                response = await worker.perform(request("report", text))
+                response = (await worker.perform(request("report", text))).response
                 assert read_report(response)["arguments"] == ["report", text]
                 answered += 1
 

@@ -14,14 +14,15 @@ import trio
 import trio.testing
 
 from stoker.errors import FailedPrecondition, Unavailable
+from stoker.execution.input_root import InputRoot
 from stoker.spi import ProcessSpec, ProcessUser, Sandbox
 from stoker.workers.failure import WorkerFailed
 from stoker.workers.plan import WorkerTerms
-from stoker.workers.pool import open_worker_pool
+from stoker.workers.pool import WorkerPool, open_worker_pool
 from stoker.workers.settings import WorkerSettings
 from stoker_exec_local import open_local
 
-from .workshop import PROTOCOLS, Workshop, is_alive, read_report, wait_until_gone
+from .workshop import PROTOCOLS, Work, Workshop, is_alive, read_report, wait_until_gone
 
 
 async def test_the_last_worker_to_rest_is_the_first_to_work(workshop: Workshop) -> None:
@@ -376,3 +377,26 @@ async def test_nothing_runs_where_the_sandbox_fails(workshop: Workshop) -> None:
         for _ in range(20):
             with pytest.raises(FailedPrecondition, match="no user namespaces"):
                 await workshop.report(pool)
+
+
+async def test_a_pool_that_is_closed_refuses_whoever_would_get_a_worker(
+    workshop: Workshop,
+) -> None:
+    refused = []
+
+    async def wait(pool: WorkerPool[InputRoot], work: Work) -> None:
+        with pytest.raises(Unavailable, match="closed"):
+            await workshop.run(pool, work)
+        refused.append(work)
+
+    async with trio.open_nursery() as nursery:
+        async with workshop.pool(max_workers=1) as pool:
+            work = await workshop.work("report")
+            async with workshop.lease(pool, work):
+                nursery.start_soon(wait, pool, work)
+                await trio.testing.wait_all_tasks_blocked()
+                pool.close()
+                # Of those in flight nothing is taken away.
+                assert not refused
+        await wait(pool, work)
+    assert len(refused) == 2

@@ -231,7 +231,7 @@ async def ask(
     """Send a request, and return once it is on its way."""
     await worker.folder.lay_out(work.tree)
     request = await build_request(work.plan, work.action, work.tree, workshop.blobs)
-    nursery.start_soon(worker.perform, request)
+    nursery.start_soon(worker.perform, *request)
     # Nothing is in a thread any more, which would count as blocked.
     await trio.testing.wait_all_tasks_blocked(0.01)
 

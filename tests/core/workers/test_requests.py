@@ -35,7 +35,7 @@ async def request_for(
         files[path] = files[path]._replace(digest=SHA256.digest(data))
         await blobs.write_many({SHA256.digest(data): data})
     tree = tree_of(files, tree.symlinks)
-    return await build_request(planned(action, tree), action, tree, blobs)
+    return (await build_request(planned(action, tree), action, tree, blobs)).whole()
 
 
 # --- inputs
@@ -45,7 +45,7 @@ Inputs = list[tuple[str, bytes]]
 
 
 def listed(tree: InputTree, working_directory: str) -> Inputs:
-    request = list_inputs(tree, working_directory)
+    request = WorkRequest.FromString(b"".join(list_inputs(tree, working_directory)))
     return sorted((entry.path, entry.digest) for entry in request.inputs)
 
 
@@ -144,7 +144,7 @@ async def test_a_large_tree_does_not_hold_others_up() -> None:
         nursery.start_soon(take_turns)
         for _ in range(2):
             before = turns
-            request = await build_request(plan, action, tree, MemoryBlobStore())
+            request = (await build_request(plan, action, tree, MemoryBlobStore())).whole()
             counted.append(turns - before)
             assert len(request.inputs) == 10_002
         nursery.cancel_scope.cancel()
@@ -161,7 +161,7 @@ async def test_the_deepest_tree_there_may_be(marked: bool) -> None:
     settings = WorkerSettings(rules=(WorkerRule(tools=("*/file", "*/link")),))
     action = an_action(["d", "--all=d", "@file"], working_directory="d")
     plan = planned(action, tree, settings)
-    request = await build_request(plan, action, tree, MemoryBlobStore())
+    request = (await build_request(plan, action, tree, MemoryBlobStore())).whole()
     assert len(request.inputs) == 258
     assert len(plan.tools) == 256
     assert len(plan.tool_tree.symlinks) == 1
@@ -182,9 +182,9 @@ async def test_the_verbosity_is_the_rules() -> None:
     settings = WorkerSettings(rules=(WorkerRule(verbosity=10),))
     action = an_action()
     plan = planned(action, settings=settings)
-    request = await build_request(plan, action, TREE, blobs, 7)
+    request = (await build_request(plan, action, TREE, blobs, 7)).whole()
     assert (request.verbosity, request.request_id) == (10, 7)
-    request = await build_request(replace(plan, verbosity=0), action, TREE, blobs)
+    request = (await build_request(replace(plan, verbosity=0), action, TREE, blobs)).whole()
     assert (request.verbosity, list(request.arguments)) == (0, ["flags"])
 
 
@@ -193,7 +193,7 @@ async def test_an_empty_flag_file_needs_no_store() -> None:
     empty = tree.files["flags"]._replace(digest=SHA256.empty)
     tree = tree_of({**tree.files, "flags": empty}, tree.symlinks)
     action = an_action()
-    request = await build_request(planned(action, tree), action, tree, MemoryBlobStore())
+    request = (await build_request(planned(action, tree), action, tree, MemoryBlobStore())).whole()
     assert list(request.arguments) == []
 
 

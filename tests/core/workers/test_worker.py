@@ -108,7 +108,7 @@ async def test_a_worker_may_answer_before_it_has_read_all(workshop: Workshop) ->
         work = await workshop.work("x", startup=["--eager"])
         async with workshop.lease(pool, work) as worker:
             await worker.folder.lay_out(work.tree)
-            response = await worker.perform(WorkRequest(arguments=["y" * 1_000_000]))
+            response = (await worker.perform(WorkRequest(arguments=["y" * 1_000_000]))).response
     assert response.output == "e" * 1_000_000
 
 
@@ -352,7 +352,7 @@ async def test_a_strategy_that_cannot_measure_ends_nobody(tmp_path: Path) -> Non
         with structlog.testing.capture_logs() as logged:
             assert await worker.measure_memory() is None
         assert [str(entry["exc_info"]) for entry in logged] == ["no such file"]
-        assert (await worker.perform(request("nothing"))).exit_code == 0
+        assert (await worker.perform(request("nothing"))).response.exit_code == 0
 
 
 async def test_why_a_worker_did_not_start_is_its_last_error(tmp_path: Path) -> None:

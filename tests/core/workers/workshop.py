@@ -155,7 +155,7 @@ class Workshop:
         """As an executor does: inputs first, then the request."""
         await worker.folder.lay_out(work.tree)
         request = await build_request(work.plan, work.action, work.tree, self.blobs)
-        return await worker.perform(request)
+        return (await worker.perform(*request)).response
 
     async def run(self, pool: WorkerPool[InputRoot], work: Work) -> WorkResponse:
         """Lease a worker for one request."""

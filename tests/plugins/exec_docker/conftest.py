@@ -13,6 +13,8 @@ from stoker import spi
 from stoker_exec_docker import DockerSettings, DockerStrategy, open_strategy
 from tests.docker_engine import BUSYBOX, NoEngine, some_endpoint
 
+from .made_images import MakeImage, image_maker
+
 OpenStrategy = Callable[..., AbstractAsyncContextManager[DockerStrategy]]
 
 
@@ -35,13 +37,22 @@ def endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
+def make_image(endpoint: str) -> Iterator[MakeImage]:
+    """Makes images that are gone after the test."""
+    with image_maker(endpoint) as make:
+        yield make
+
+
+@pytest.fixture
 def open_docker(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> OpenStrategy:
     """Opens a strategy on the engine, with the settings given."""
     folder = tmp_path_factory.mktemp("server")
 
-    def open_with(**settings: Any) -> AbstractAsyncContextManager[DockerStrategy]:
+    def open_with(
+        name: str = "docker", **settings: Any
+    ) -> AbstractAsyncContextManager[DockerStrategy]:
         chosen = {"endpoint": endpoint, "default_image": BUSYBOX, "pull": "never"} | settings
-        context = spi.Context("docker", Path(folder), {})
+        context = spi.Context(name, Path(folder), {})
         return open_strategy(DockerSettings(**chosen), context)
 
     return open_with

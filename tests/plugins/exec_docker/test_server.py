@@ -11,14 +11,18 @@ from pathlib import Path
 
 import pytest
 import trio
+from google.longrunning import operations_pb2
+from google.protobuf.struct_pb2 import Struct
 
-from stoker.client import RemoteInstance, open_remote
+from stoker.client import RemoteInstance, open_remote, response_of
 from stoker.digest import SHA256
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.testing.server import EXECUTING, ServerUnderTest, open_test_server
 from tests.docker_engine import BUSYBOX, PYTHON
 from tests.end_to_end.actions import Tree, action_blobs
 from tests.end_to_end.test_resource_limits import facts_of
+
+from .registry import open_registry
 
 TESTS = Path(__file__).parents[2]
 TOOL = TESTS / "core" / "workers" / "tool.py"
@@ -39,14 +43,14 @@ def folder() -> Iterator[Path]:
 
 @asynccontextmanager
 async def open_server(
-    endpoint: str, folder: Path, settings: str = ""
+    endpoint: str, folder: Path, settings: str = "", pull: str = "never"
 ) -> AsyncIterator[tuple[ServerUnderTest, RemoteInstance]]:
     strategy = f"""
 [strategies.boxes]
 kind = "docker"
 endpoint = "{endpoint}"
 default_image = "{BUSYBOX}"
-pull = "never"
+pull = "{pull}"
 {settings}
 """
     toml = EXECUTING.replace('strategy = "local"', 'strategy = "boxes"')
@@ -171,6 +175,42 @@ async def test_who_decides_whether_a_worker_has_a_container(  # PWK-03
             # One that is kept only as long as its worker is made for it alone.
             kept = os.geteuid() == 0 and "always" in settings
             assert facts["container"] == ("kept" if kept else "own")
+
+
+async def test_how_a_pull_goes_on_is_told_to_who_waits(  # ISO-02
+    endpoint: str, folder: Path
+) -> None:
+    with open_registry() as registry:
+        name = registry.publish("tools/slow:1", "whole")
+        registry.gate.clear()
+        async with open_server(endpoint, folder, pull="missing") as (_, remote):
+            root, blobs = Tree({}).blobs()
+            platform = {"container-image": name}
+            digest, more = action_blobs(("cat", "/said"), root, platform=platform)
+            await remote.upload_blobs(blobs | more)
+            async with remote.execute(digest) as operations:
+                async for operation in operations:
+                    if operation.done:
+                        break
+                    if told := _progress(operation):
+                        assert told["pulling_image"] == name
+                        assert told["pulled_bytes"] == 0
+                        registry.gate.set()
+        response = response_of(operation)
+        assert response.result.exit_code == 0
+        assert registry.gate.is_set()
+        assert facts_of(response)["container"] == "own"
+        assert "pulling_image" not in facts_of(response)
+
+
+def _progress(operation: operations_pb2.Operation) -> dict[str, object]:
+    metadata = reapi.ExecuteOperationMetadata()
+    operation.metadata.Unpack(metadata)
+    for entry in metadata.partial_execution_metadata.auxiliary_metadata:
+        facts = Struct()
+        if entry.Unpack(facts) and "pulling_image" in facts:
+            return dict(facts)
+    return {}
 
 
 @pytest.mark.parametrize("keep", ["always", "never"])

@@ -30,7 +30,8 @@ def mounts() -> str:
     return Path("/proc/self/mountinfo").read_text()
 
 
-async def killed_when_busy(endpoint: str, folder: Path, number: int) -> None:
+async def killed_when_busy(endpoint: str, folder: Path, number: int) -> int:
+    """Returns the number that the server had."""
     server = await trio.lowlevel.open_process(
         [
             *(sys.executable, str(Path(__file__).with_name("busy_server.py"))),
@@ -43,13 +44,14 @@ async def killed_when_busy(endpoint: str, folder: Path, number: int) -> None:
         assert await server.stdout.receive_some() == b"busy\n"
     server.send_signal(signal.SIGKILL)
     await server.wait()
+    return server.pid
 
 
 @pytest.mark.parametrize("number", [3, pytest.param(20, marks=pytest.mark.slow)])
 async def test_what_a_killed_server_left_is_removed_at_the_next_start(  # ISO-09
     endpoint: str, tmp_path: Path, number: int
 ) -> None:
-    await killed_when_busy(endpoint, tmp_path, number)
+    pid = await killed_when_busy(endpoint, tmp_path, number)
     assert len(containers(endpoint)) == number
     settings = DockerSettings(endpoint=endpoint, default_image=BUSYBOX, pull="never")
     # Another server's are not touched.
@@ -61,7 +63,7 @@ async def test_what_a_killed_server_left_is_removed_at_the_next_start(  # ISO-09
         place = place_at(tmp_path / "next" / "1", strategy.user)
         assert await outcome(strategy, place.spec("true")) == spi.Exit(0)
     assert containers(endpoint) == []
-    assert "stoker-docker" not in mounts()
+    assert f"-{pid}-" not in mounts()
 
 
 @pytest.fixture

@@ -98,3 +98,31 @@ def test_values_that_differ_are_refused() -> None:
 )
 def test_a_name_has_a_repository_and_a_tag(name: str, parts: tuple[str, str]) -> None:
     assert split_name(name) == parts
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../containers/other",
+        "here/../../containers/other",
+        "here/./a",
+        "here//a",
+        "/here",
+        "here/a?x=1",
+        "here/a b",
+        "here/\n",
+        "-here",
+    ],
+)
+def test_what_is_no_name_of_an_image_is_refused(name: str) -> None:
+    with pytest.raises(spi.FailedPrecondition, match="container-image"):
+        wishes({"container-image": f"docker://{name}"}, allowed_images=("*",))
+
+
+def test_settings_are_understood_as_properties_are() -> None:
+    settings: dict[str, Any] = {"default_image": "docker://usual", "allowed_images": ()}
+    assert wishes({"container-image": "usual"}, **settings).image == "usual"
+    allowed = {"allowed_capabilities": ("CAP_sys_ptrace",)}
+    assert wishes({"dockerAddCapabilities": "SYS_PTRACE"}, **allowed).capabilities
+    with pytest.raises(spi.FailedPrecondition, match="dockerReuse=perhaps"):
+        wishes({"dockerReuse": "perhaps"}, keep_containers="always")

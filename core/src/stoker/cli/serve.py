@@ -10,6 +10,7 @@ import click
 import structlog
 import trio
 
+from stoker.cli.collector import tune_collector
 from stoker.cli.documents import config_option, load_configuration
 from stoker.cli.logs import start_logging
 from stoker.compose import RunningServer, open_server
@@ -61,6 +62,7 @@ async def _serve(
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             async with open_server(configuration, catalogue) as server:
+                tune_collector()
                 _announce(server, configuration, source, port_file)
                 log.info("stopping", signal=await _next_signal(signals))
                 nursery.start_soon(_hasten, signals, server)

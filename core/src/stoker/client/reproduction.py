@@ -78,7 +78,7 @@ async def _plan(blobs: Blobs, root: Digest) -> _Plan:
         path, digest = waiting.pop()
         if digest not in known:
             known[digest] = parse_directory(digest, await blobs.read_blob(digest))
-            check_directory(digest, known[digest])
+            check_directory(digest, known[digest], set(_names(known[digest])))
         directory = known[digest]
         for node in directory.directories:
             below = posixpath.join(path, node.name)
@@ -89,6 +89,12 @@ async def _plan(blobs: Blobs, root: Digest) -> _Plan:
         for link in directory.symlinks:
             plan.links[posixpath.join(path, link.name)] = link.target
     return plan
+
+
+def _names(directory: reapi.Directory) -> Iterator[str]:
+    for nodes in (directory.directories, directory.files, directory.symlinks):
+        for node in nodes:
+            yield node.name
 
 
 def _own_folders(command: reapi.Command) -> Iterator[str]:

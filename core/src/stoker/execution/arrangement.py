@@ -232,7 +232,9 @@ def _stale_files(laid: LaidFolder, directory: InputDirectory, *, link: bool) -> 
     return frozenset(
         name
         for name, file in directory.files.items()
-        if name in laid.files
+        # Directories share what is the same in them, as a rule.
+        if before.get(name) is not file
+        and name in laid.files
         and before[name] != file
         and form_of(before[name], link=link) != form_of(file, link=link)
     )

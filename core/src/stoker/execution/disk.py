@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,36 @@ async def on_disk(
     """
     with disk_errors(doing, fault):
         return await trio.to_thread.run_sync(work)
+
+
+# Work of a moment that takes so long, for how long threads are asked instead.
+_SLOW_SECONDS = 0.002
+_REST_SECONDS = 1.0
+
+
+class Pace:
+    """Whether a disk is quick enough for the work of a moment to be done without a thread.
+
+    A disk that is busy may hold up whoever makes a file for long: all of the server, once.
+    """
+
+    def __init__(self) -> None:
+        self._slow_until = -math.inf
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether it has not been slow of late."""
+        return trio.current_time() >= self._slow_until
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Do such work."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            if time.perf_counter() - begun > _SLOW_SECONDS:
+                self._slow_until = trio.current_time() + _REST_SECONDS
 
 
 class Disk:

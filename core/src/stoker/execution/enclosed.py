@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from stoker.action import Platform
-from stoker.spi import ExecutionStrategy, Exit, Process, ProcessSpec, Sandbox
+from stoker.spi import ExecutionStrategy, Exit, Process, ProcessSpec, Sandbox, Tell
 
 
 class Enclosed(ExecutionStrategy):
@@ -42,6 +42,10 @@ class Enclosed(ExecutionStrategy):
     async def identify_surroundings(self, properties: Platform) -> str:
         """The strategy's: within a sandbox nothing else decides."""
         return await self._strategy.identify_surroundings(properties)
+
+    async def prepare(self, properties: Platform, tell: Tell) -> None:
+        """The strategy's: a sandbox needs nothing."""
+        await self._strategy.prepare(properties, tell)
 
     @asynccontextmanager
     async def start(self, spec: ProcessSpec) -> AsyncIterator[Process]:

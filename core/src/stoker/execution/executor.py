@@ -62,7 +62,10 @@ class Executor:
 
     async def run(self, action: LoadedAction, started: Started) -> Outcome:
         """Run `action`. `started` is called once its inputs are there, just before it begins, with
-        the names that its output can be read by; again where a worker failed and it begins anew.
+        the names that its output can be read by; again where a worker failed and it begins anew;
+        and without names before that, whenever there is something to tell of what is fetched for
+        it.
+
 
         An outcome may hold an error and a result: a timeout with what the action had written
         (RUN-19), a program that cannot be started (RUN-17), outputs that REAPI has no word for.
@@ -88,6 +91,7 @@ class Executor:
             budget=self._settings.output_budget(self.name, action),
             output=output,
         )
+        await self._strategy.prepare(action.platform, run.tell)
         try:
             return await self._run_on_worker(run) or await self._one_shot.run(run)
         except InputsMissing as error:

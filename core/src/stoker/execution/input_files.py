@@ -61,7 +61,7 @@ class PartialFile:
             os.fchmod(self.descriptor, form.mode)
             os.utime(self.descriptor, ns=(form.mtime_ns, form.mtime_ns))
             if self._part != name:
-                os.rename(self._part, name, src_dir_fd=folder, dst_dir_fd=folder)
+                _rename(self._part, name, folder)
             # Looked at last, as renaming changes the ctime.
             return os.fstat(self.descriptor)
         finally:
@@ -104,11 +104,17 @@ def link_file(target: Target, source: str) -> int:
         os.unlink(part, dir_fd=folder)
         raise FileNotFoundError(errno.ENOENT, "it holds something else", source)
     if replaces:
-        os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
-        # Renaming one name of a file to another of its names does nothing.
-        with suppress(FileNotFoundError):
-            os.unlink(part, dir_fd=folder)
+        _rename(part, name, folder)
     return status.st_ino
+
+
+def _rename(part: str, name: str, folder: int) -> None:
+    """Put file `part` in the place of `name`."""
+    # By itself first: to rename over a file, ext4 begins to write the new one to the disk, and
+    # others wait for a disk that is busy. An input root need not survive a crash.
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
+    os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def _part_name(target: Target) -> str:

@@ -27,7 +27,7 @@ from stoker.execution.arrangement import (
     joined,
 )
 from stoker.execution.cleaning import Cleaning, is_untouched
-from stoker.execution.disk import disk_errors, on_disk, write_all
+from stoker.execution.disk import Pace, disk_errors, on_disk, write_all
 from stoker.execution.folder_watch import FolderWatch
 from stoker.execution.layout import DistantFile, Layout, Policy, Sources
 from stoker.execution.removal import empty_folder, remove_path, remove_tree
@@ -81,6 +81,7 @@ class InputRoot:
         self._laid: LaidFolder | None = None
         self._beyond: Folders = {}
         self._is_clean = False
+        self._pace = Pace()
 
     @property
     def is_known(self) -> bool:
@@ -276,7 +277,11 @@ class InputRoot:
     async def _carry_out(self, layout: Layout, plain: Set[Digest], executable: Set[Digest]) -> None:
         held = {} if self._policy.link else self._blobs.held(plain)
         if not executable and len(held) == len(plain):
-            await _do(layout.run(Sources(_nowhere, _nowhere, held)))
+            work = layout.run(Sources(_nowhere, _nowhere, held))
+            if layout.is_tiny and self._pace.is_quick:
+                await self._do_here(work)
+            else:
+                await _do(work)
             return
         async with (
             self._programs(executable) as programs,
@@ -294,6 +299,12 @@ class InputRoot:
                 missing += await self._stream(layout, file)
         if missing:
             raise InputsMissing(list(dict.fromkeys(missing)))
+
+    async def _do_here(self, work: Iterator[None]) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        with disk_errors(_DOING), self._pace.measured():
+            for _ in work:
+                pass
 
     async def _read_few(self, digests: Collection[Digest]) -> Mapping[Digest, bytes]:
         """Those of `digests` that may as well be in memory, which saves trips to threads."""

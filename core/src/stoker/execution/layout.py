@@ -51,6 +51,10 @@ _log = structlog.get_logger(__name__)
 _FILES_AT_ONCE = 20_000
 _BYTES_AT_ONCE = 64 * 2**20
 
+# Folders and files that take less than the way to a thread and back.
+_FEW = 8
+_FEW_BYTES = 16 * 2**10
+
 # A file that has as many names as it may have; a blob on another file system; one without links.
 _NO_LINK = frozenset({errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EACCES})
 
@@ -118,6 +122,17 @@ class Layout:
         """Files that `run` could not lay out, for want of a source."""
         self._files = 0
         self._bytes = 0
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether it is done sooner than a thread is asked to, once all sources are in memory."""
+        changes = [change for change in self._changes if change.is_needed]
+        files = [file for change in changes for file in change.files.values()]
+        return (
+            len(changes) + len(files) <= _FEW
+            and not any(change.remove for change in changes)
+            and sum(file.digest.size_bytes for file in files) <= _FEW_BYTES
+        )
 
     def digests(self) -> tuple[set[Digest], set[Digest]]:
         """The blobs that are needed: as they are, and executable to be linked."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from stoker.action import Platform
 from stoker.execution.settings import ExecutionSettings
-from stoker.spi import ExecutionStrategy, Process, ProcessSpec
+from stoker.spi import ExecutionStrategy, Process, ProcessSpec, Tell
 
 
 class Limited(ExecutionStrategy):
@@ -27,6 +27,10 @@ class Limited(ExecutionStrategy):
     async def identify_surroundings(self, properties: Platform) -> str:
         """The strategy's."""
         return await self._strategy.identify_surroundings(properties)
+
+    async def prepare(self, properties: Platform, tell: Tell) -> None:
+        """The strategy's."""
+        await self._strategy.prepare(properties, tell)
 
     def start(self, spec: ProcessSpec) -> AbstractAsyncContextManager[Process]:
         """Raises InvalidRequest for a platform that asks for no amount of anything, and what

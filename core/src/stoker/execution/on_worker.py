@@ -18,12 +18,12 @@ from stoker.execution.run import Ending, Run, conclude
 from stoker.execution.uploads import Uploads
 from stoker.execution.worker_folders import RequestFolder, WorkerFolder
 from stoker.protos import remote_execution_pb2 as reapi
-from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
 from stoker.spi import BlobStore
+from stoker.workers.conversation import Answer
 from stoker.workers.failure import WorkerFailed
 from stoker.workers.plan import WorkerPlan
 from stoker.workers.pool import WorkerPool
-from stoker.workers.requests import build_request
+from stoker.workers.requests import SpeltRequest, build_request
 from stoker.workers.settings import WorkerSettings
 from stoker.workers.worker import Worker
 
@@ -99,7 +99,7 @@ class OnWorker:
         return await conclude(run, ending, None, self._blobs)
 
     async def _attempt(
-        self, run: Run, plan: WorkerPlan, request: WorkRequest, *, avoid_warm: bool
+        self, run: Run, plan: WorkerPlan, request: SpeltRequest, *, avoid_warm: bool
     ) -> Outcome:
         async with self._lease(run, plan, avoid_warm=avoid_warm) as worker:
             # The pool may have it serve another action before this one has told of itself.
@@ -109,24 +109,24 @@ class OnWorker:
                 # What it takes to start is not the action's time (RUN-20).
                 await worker.start()
                 run.start()
-                request.sandbox_dir = folder.sandbox_dir
-                response = await _perform(run, worker, request, folder)
+                request.head.sandbox_dir = folder.sandbox_dir
+                answer = await _perform(run, worker, request, folder)
                 run.stages.mark("execution_completed")
                 run.stages.note(
                     {
                         **worker.facts,
                         "worker": worker.name,
-                        "served": worker.served,
+                        "served": worker.served if answer is None else answer.number,
                         "worker_key": key,
                         "tools_by": plan.tools_by,
                     }
                 )
                 root: InputRoot | None = folder.root
-                if response is None and not await worker.let_go():
+                if answer is None and not await worker.let_go():
                     run.messages.append(f"no outputs are taken: {worker.name} may still write them")
                     root = None
-                folder.is_open = response is None and not worker.usable
-                return await conclude(run, self._ending(run, response), root, self._blobs)
+                folder.is_open = answer is None and not worker.usable
+                return await conclude(run, self._ending(run, answer), root, self._blobs)
 
     @asynccontextmanager
     async def _lease(
@@ -159,10 +159,11 @@ class OnWorker:
             log = reapi.LogFile(digest=digest.to_proto(), human_readable=True)
             run.server_logs[f"{worker.name}.log"] = log
 
-    def _ending(self, run: Run, response: WorkResponse | None) -> Ending:
-        if response is None:
+    def _ending(self, run: Run, answer: Answer | None) -> Ending:
+        if answer is None:
             error = TimedOut(run.limit_seconds, self._executor)
             return Ending(_EXIT_CODE_OF_TIMEOUT, error=error)
+        response = answer.response
         code = process_exit_code(response.exit_code)
         if code != response.exit_code:
             run.messages.append(f"the worker answered exit code {response.exit_code}")
@@ -180,12 +181,12 @@ def process_exit_code(number: int) -> int:
 
 
 async def _perform(
-    run: Run, worker: Worker[WorkerFolder], request: WorkRequest, folder: RequestFolder
-) -> WorkResponse | None:
-    """The response, or None where the time was over before it came (PWK-15)."""
+    run: Run, worker: Worker[WorkerFolder], request: SpeltRequest, folder: RequestFolder
+) -> Answer | None:
+    """The answer, or None where the time was over before it came (PWK-15)."""
     folder.is_open = True
     with trio.move_on_after(run.limit_seconds):
-        response = await worker.perform(request)
+        answer = await worker.perform(*request)
         folder.is_open = False
-        return response
+        return answer
     return None

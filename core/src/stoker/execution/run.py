@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import BlobStore
 from stoker.storage.input_tree import InputTree
 
-Started = Callable[[reapi.ExecutedActionMetadata, StreamNames], None]
+Started = Callable[[reapi.ExecutedActionMetadata, StreamNames | None], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,6 +61,10 @@ class Run:
         """The command starts now."""
         self.stages.mark("execution_start")
         self.started(self.stages.so_far(), self.output)
+
+    def tell(self, facts: Mapping[str, str | float | bool]) -> None:
+        """Tell all who wait what is being done for the action, before its command starts."""
+        self.started(self.stages.with_progress(facts), None)
 
     def without_worker(self, reason: str) -> None:
         """The action asked for a persistent worker and is run without: say why."""

@@ -95,7 +95,8 @@ class SharedFolder(WorkerFolder):
     def _leave(self, own: Claim, folder: RequestFolder, worker: Served) -> None:
         if folder.is_open:
             self._after_recovery(worker, partial(self._settle, own))
-        elif own.is_laid_out and not self._is_clean(own):
+        elif own.is_laid_out:
+            # Whoever waits for the outcome need not wait for this too.
             self._in_background(partial(self._settle, own))
         else:
             self._claims.give_back(own)
@@ -111,6 +112,8 @@ class SharedFolder(WorkerFolder):
     async def _settle(self, own: Claim) -> None:
         """Tidy up after a request, before anybody who does not agree with it has the folder."""
         try:
+            if self._is_clean(own):
+                return
             async with self._lock:
                 if self._spoilt or not self.root.is_known:
                     return

@@ -70,6 +70,16 @@ class Stages:
         copy.CopyFrom(self._metadata)
         return copy
 
+    def with_progress(
+        self, facts: Mapping[str, str | float | bool]
+    ) -> reapi.ExecutedActionMetadata:
+        """As `so_far`, and `facts` of this moment, which no later metadata has."""
+        copy = self.so_far()
+        message = Struct()
+        message.update(facts)
+        copy.auxiliary_metadata.add().Pack(message)
+        return copy
+
     def complete(self) -> reapi.ExecutedActionMetadata:
         """The action ends now, and every stage has been marked."""
         self.mark("worker_completed")

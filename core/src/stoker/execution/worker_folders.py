@@ -54,6 +54,22 @@ class RequestFolder:
     """Whether the worker has the request and has not answered it: set by whoever sends it."""
 
 
+class _Lock:
+    """As :class:`trio.Lock`, but to take it while it is free costs no turn of trio's loop."""
+
+    def __init__(self) -> None:
+        self._lock = trio.Lock()
+
+    async def __aenter__(self) -> None:
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class WorkerFolder(abc.ABC):
     """A worker's folder: ``root`` for inputs, and ``tmp`` with its HOME and TMPDIR.
 
@@ -77,7 +93,7 @@ class WorkerFolder(abc.ABC):
         self._open_root = open_root
         self._cancellable = cancellable
         self._temporary = TemporaryFolder(top, user)
-        self._lock = trio.Lock()  # on the root and the temporary folder
+        self._lock = _Lock()  # on the root and the temporary folder
         self._working_place: tuple[int, int] | None = None
         self._spoilt = ""
 

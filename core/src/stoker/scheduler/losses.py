@@ -20,7 +20,6 @@ from stoker.errors import Quarantined, Unavailable
 KEY_BYTES = 32
 _TOLD = 10
 """How many losses are told of: the last ones."""
-_SUSPECTS = 64
 
 
 class Loss(NamedTuple):
@@ -78,6 +77,12 @@ class Losses:
         for key in old:
             del self._by_key[key]
 
+    def suspects_at_once(self, losses: int) -> int:
+        """How many actions that were lost with the server may run at the same time, where one of
+        them was lost this often: half as many with each loss, and one alone for the second half
+        of what is put up with."""
+        return 1 << max(0, self.bounds.max_server_losses // 2 - losses)
+
     def with_server(self, key: bytes) -> int:
         """How often the action of this key was lost with the server."""
         return sum(loss.with_server for loss in self._by_key.get(key, ()))
@@ -118,12 +123,6 @@ class Losses:
     def __iter__(self) -> Iterator[tuple[bytes, Loss]]:
         """Each loss with the key of its action."""
         return ((key, loss) for key, held in self._by_key.items() for loss in held)
-
-
-def suspects_at_once(losses: int) -> int:
-    """How many actions that were lost with the server may run at the same time, where one of them
-    was lost this often: half as many with each, so that the culprit is alone at last."""
-    return max(1, _SUSPECTS >> losses)
 
 
 def _moment(nanoseconds: int) -> str:

@@ -26,6 +26,7 @@ from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Share
 from stoker.scheduler.absence import none_came, waiting_note, with_note
 from stoker.scheduler.course import Courses, Note
+from stoker.scheduler.departures import Departures
 from stoker.scheduler.floor import ExecutorState, Floor, WaitingLine
 from stoker.scheduler.journal import Journal
 from stoker.scheduler.journal_rows import Request, seconds_since
@@ -90,6 +91,8 @@ class Scheduler:
         self._away: dict[str, str] = {}
         self._alarm = Alarm(self._look_at_clock)
         nursery.start_soon(self._alarm.run)
+        self._departures = Departures(self.cancel, settings.abandoned_after_seconds)
+        nursery.start_soon(self._departures.run)
         self._stops_at: float | None = None
         self._handed_back = False
         self._all_ended = trio.Event()
@@ -266,7 +269,7 @@ class Scheduler:
             ended = operation.stage is Stage.COMPLETED or self._handed_back
             operation.departures += 1
             if operation.watchers == 0 and not ended:
-                self._nursery.start_soon(self._abandon_later, operation, operation.departures)
+                self._departures.note(operation)
 
     @property
     def queued(self) -> int:
@@ -479,6 +482,8 @@ class Scheduler:
         known = next((twin.run for twin in twins), None)
         if known is not None:
             run.CopyFrom(known)
+            # Facts of an earlier moment are over.
+            run.ClearField("auxiliary_metadata")
         run.MergeFrom(metadata)
         for operation in twins:
             operation.stage, operation.run, operation.streams = stage, run, streams
@@ -667,11 +672,6 @@ class Scheduler:
                 self._lose(task.held)
         for operation in (*self._tasks, *self._unqueued):
             operation.hand_back(self._draining())
-
-    async def _abandon_later(self, operation: Operation, departure: int) -> None:
-        await trio.sleep(self._settings.abandoned_after_seconds)
-        if operation.watchers == 0 and operation.departures == departure:
-            self.cancel(operation)
 
     async def _await_clients(self, restored: Iterable[Operation]) -> None:
         await trio.sleep(self._settings.reconnect_seconds)

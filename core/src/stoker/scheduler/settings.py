@@ -56,7 +56,7 @@ class SchedulerSettings(Settings, frozen=True):
     """What those may weigh together; the oldest go first."""
     journal: bool = True
     """Whether operations outlive the server, in a file below ``state_directory`` (SCH-07)."""
-    journal_batch_seconds: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
+    journal_batch_seconds: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02
     """What happens within this time is written to the journal together. More of it costs less; a
     client that waits for longer than 25 ms is told the name of its operation once it is written."""
     reconnect_seconds: _Seconds = 60.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stoker.action import LoadedAction
-from stoker.scheduler.losses import Losses, key_of, suspects_at_once
+from stoker.scheduler.losses import Losses, key_of
 from stoker.scheduler.operation import Operation
 
 
@@ -43,7 +43,7 @@ class Suspects:
         if key in self._present:
             return True
         most = max([lost, *map(self.losses.with_server, self._present)])
-        return len(self._present) < suspects_at_once(most)
+        return len(self._present) < self.losses.suspects_at_once(most)
 
     def entered(self, action: LoadedAction) -> None:
         """A task of `action` is queued."""

@@ -60,20 +60,20 @@ def parse_directory(digest: Digest, data: bytes) -> reapi.Directory:
         raise InvalidRequest(f"blob {digest} is not a Directory message") from error
 
 
-def check_directory(digest: Digest, directory: reapi.Directory) -> None:
+def check_directory(digest: Digest, directory: reapi.Directory, names: Set[str]) -> None:
     """Raise InvalidRequest unless every name is one path segment and occurs once (EXE-26).
 
-    Order is not looked at. Links must have a target.
+    `names` are those in `directory`: whoever parses it has them at hand. Order is not looked at.
+    Links must have a target.
     """
-    names = [
-        node.name
-        for nodes in (directory.files, directory.directories, directory.symlinks)
-        for node in nodes
-    ]
-    distinct = set(names)
     joined = "".join(names)
-    if len(distinct) < len(names) or distinct & _NO_NAMES or "/" in joined or "\0" in joined:
-        raise InvalidRequest(f"directory {digest}: {_culprit(names)}")
+    if (
+        len(names) < entry_count(directory)
+        or not names.isdisjoint(_NO_NAMES)
+        or "/" in joined
+        or "\0" in joined
+    ):
+        raise InvalidRequest(f"directory {digest}: {_culprit(directory)}")
     for link in directory.symlinks:
         if not link.target or "\0" in link.target:
             raise InvalidRequest(
@@ -219,7 +219,12 @@ def parse_in(directory: Digest, node: reapi.FileNode | reapi.DirectoryNode) -> D
         raise InvalidRequest(f"directory {directory}: entry {node.name!r}: {error}") from error
 
 
-def _culprit(names: list[str]) -> str:
+def _culprit(directory: reapi.Directory) -> str:
+    names = [
+        node.name
+        for nodes in (directory.files, directory.directories, directory.symlinks)
+        for node in nodes
+    ]
     seen: set[str] = set()
     for name in names:
         if name in _NO_NAMES or "/" in name or "\0" in name:

@@ -29,7 +29,6 @@ from stoker.storage.tree import (
     parse_in,
     read_directories,
     read_properties,
-    subdirectories,
 )
 
 MAX_INPUT_ENTRIES = 1_000_000
@@ -63,7 +62,8 @@ class _Parsed(NamedTuple):
 class _Seen(NamedTuple):
     """A file that was in the store."""
 
-    digest: Digest
+    entry: FileEntry
+    """What it is in most directories: shared by them."""
     at: float
 
 
@@ -135,9 +135,10 @@ class InputTrees:
                 if entries > self._max_entries:
                     raise _too_many(root, self._max_entries)
                 inline = size < _INLINE_ENTRIES
-                parsed |= await run(_parse_all, found, self._seen, inline=inline)
-                for digest, directory in found:
-                    below.update(dict.fromkeys(subdirectories(digest, directory)))
+                listings = await run(_parse_all, found, self._seen, inline=inline)
+                parsed |= listings
+                for listing in listings.values():
+                    below.update(dict.fromkeys(listing.directories.values()))
             level = [digest for digest in below if digest not in seen]
             seen.update(level)
             level = self._unknown(level, held)
@@ -195,7 +196,7 @@ class InputTrees:
         unseen = set()
         for digest in digests:
             seen = self._seen.get(digest.hash)
-            if seen is None or seen.at <= too_long_ago or seen.digest != digest:
+            if seen is None or seen.at <= too_long_ago or seen.entry.digest != digest:
                 unseen.add(digest)
             elif seen.at < since:
                 since = seen.at
@@ -203,11 +204,12 @@ class InputTrees:
         held = self._blobs.held(unseen)
         if held:
             since = min(since, now - HELD_SECONDS)
+            self._see(held, now - HELD_SECONDS)
         return unseen - held.keys(), since
 
-    def _see(self, digests: Collection[Digest], now: float) -> None:
+    def _see(self, digests: Iterable[Digest], at: float) -> None:
         for digest in digests:
-            self._seen[digest.hash] = _Seen(digest, now)
+            self._seen[digest.hash] = _Seen(FileEntry(digest), at)
             self._seen.move_to_end(digest.hash)
         while len(self._seen) > _SEEN_FILES:
             self._seen.popitem(last=False)
@@ -269,28 +271,34 @@ def _parse_all(
 
 
 def _parse(digest: Digest, directory: reapi.Directory, seen: Mapping[str, _Seen]) -> _Parsed:
-    check_directory(digest, directory)
-    return _Parsed(
-        {node.name: _parse_file(digest, node, seen) for node in directory.files},
-        {node.name: parse_in(digest, node) for node in directory.directories},
-        {link.name: link.target for link in directory.symlinks},
-    )
+    files = _parse_files(digest, directory.files, seen)
+    directories = {node.name: parse_in(digest, node) for node in directory.directories}
+    symlinks = {link.name: link.target for link in directory.symlinks}
+    check_directory(digest, directory, {*files, *directories, *symlinks})
+    return _Parsed(files, directories, symlinks)
 
 
-def _parse_file(directory: Digest, node: reapi.FileNode, seen: Mapping[str, _Seen]) -> FileEntry:
-    named = node.digest
-    before = seen.get(named.hash)
-    # What was found well formed before need not be looked at again: that takes most of the time.
-    digest = before.digest if before is not None else None
-    if (
-        digest is None
-        or digest.size_bytes != named.size_bytes
-        or digest.function is not directory.function
-    ):
-        digest = parse_in(directory, node)
-    if not node.HasField("node_properties"):
-        return FileEntry(digest, node.is_executable)
-    return FileEntry(digest, node.is_executable, *read_properties(directory, node))
+def _parse_files(
+    directory: Digest, nodes: Iterable[reapi.FileNode], seen: Mapping[str, _Seen]
+) -> dict[str, FileEntry]:
+    """One loop: it is done for all files of each directory in which one has changed."""
+    files, function, look = {}, directory.function, seen.get
+    for node in nodes:
+        named = node.digest
+        before = look(named.hash)
+        # What was found well formed before need not be looked at again: that takes longest.
+        entry = None if before is None else before.entry
+        if (
+            entry is None
+            or entry.digest.size_bytes != named.size_bytes
+            or entry.digest.function is not function
+        ):
+            entry = FileEntry(parse_in(directory, node))
+        if node.is_executable or node.HasField("node_properties"):
+            properties = read_properties(directory, node)
+            entry = FileEntry(entry.digest, node.is_executable, *properties)
+        files[node.name] = entry
+    return files
 
 
 def _link(

@@ -92,6 +92,22 @@ class WorkerProtocolLaws:
         ]
         assert len({protocol.encode(request) for request in requests}) == len(requests)
 
+    # PWK-07
+    def test_inputs_that_are_serialized_already_are_as_all_others(
+        self, protocol: WorkerProtocol
+    ) -> None:
+        parts = [WorkRequest() for _ in range(3)]
+        for number, part in enumerate(parts):
+            for name in ("é", "b"):
+                part.inputs.add(path=f"{number}/{name}", digest=b"ab" * 32)
+        serialized = [part.SerializeToString() for part in parts[1:]]
+        request = WorkRequest(arguments=["-d"], inputs=parts[0].inputs)
+        before = request.SerializeToString()
+        encoded = protocol.encode_with(request, serialized)
+        assert request.SerializeToString() == before
+        request.inputs.extend(file for part in parts[1:] for file in part.inputs)
+        assert encoded == protocol.encode(request)
+
     @examples
     @given(responses=st.lists(RESPONSES, max_size=5), cuts=CUTS)
     def test_responses_are_found_wherever_the_stream_is_cut(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import trio
@@ -29,6 +30,14 @@ class ConversationOver(Exception):
         self.fault = fault
         self.answered = answered
         super().__init__(fault.reason)
+
+
+class Answer(NamedTuple):
+    """What a worker has said to one request."""
+
+    response: WorkResponse
+    number: int
+    """Which of all answers of its process this is, from 1. Those that come together differ."""
 
 
 class _GivenUp(NamedTuple):
@@ -84,16 +93,17 @@ class Conversation:
         finally:
             self.end(STOPPED)
 
-    async def ask(self, request: WorkRequest) -> WorkResponse:
-        """The response to `request`, whose id is set here. Calls overlap for multiplex workers.
+    async def ask(self, request: WorkRequest, inputs: Sequence[bytes] = ()) -> Answer:
+        """The answer to `request`, whose id is set here, with more `inputs`.
 
+        Calls overlap for multiplex workers.
         Raises ConversationOver, at once if it already is. Cancellation gives the request up,
         which a cancellable worker is told.
         """
         if (refusal := self._exchanges.refusal) is not None:
             raise ConversationOver(refusal, answered=False)
         over = trio.Event()
-        exchange = self._exchanges.ask(request, over.set)
+        exchange = self._exchanges.ask(request, over.set, inputs)
         self._frames_wanted.unpark()
         try:
             await over.wait()
@@ -103,7 +113,7 @@ class Conversation:
         if exchange.response is None:
             assert exchange.fault is not None, "the exchange is over"
             raise ConversationOver(exchange.fault, answered=exchange.answered)
-        return exchange.response
+        return Answer(exchange.response, exchange.number)
 
     def _give_up(self, exchange: Exchange, over: trio.Event) -> None:
         self._forget_answered()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +32,8 @@ class Exchange:
     """Why there is no response."""
     answered: bool = False
     """Whether anything came in answer to it."""
+    number: int = 0
+    """Which of all answers of the process the response is, from 1."""
     given_up: bool = False
     cancel_sent: bool = False
     """Whether a cancel request for it was taken for writing."""
@@ -114,13 +116,15 @@ class Exchanges:
             return Fault(FaultKind.ABANDONED, "has yet to answer a request that was cancelled")
         return None
 
-    def ask(self, request: WorkRequest, on_over: Callable[[], object]) -> Exchange:
-        """Queue `request`, whose id is set here. Only while `usable`."""
+    def ask(
+        self, request: WorkRequest, on_over: Callable[[], object], inputs: Sequence[bytes] = ()
+    ) -> Exchange:
+        """Queue `request`, whose id is set here, with more `inputs`. Only while `usable`."""
         assert self.usable, "whoever asks has looked at that"
         assert self._multiplex or not (self._open or self._frames), "it is asked one thing a time"
         request.request_id = next(self._ids) if self._multiplex else 0
         exchange = Exchange(request.request_id, on_over)
-        frame = _Frame(exchange, self._protocol.encode(request), is_cancel=False)
+        frame = _Frame(exchange, self._protocol.encode_with(request, inputs), is_cancel=False)
         self._frames.append(frame)
         return exchange
 
@@ -281,8 +285,9 @@ class Exchanges:
         return None
 
     def _accept(self, matched: list[Exchange]) -> None:
-        self.served += len(matched)
         for exchange in matched:
+            self.served += 1
+            exchange.number = self.served
             if exchange.given_up:
                 self._drop_frames(exchange)
             exchange.finish()

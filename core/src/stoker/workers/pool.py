@@ -13,6 +13,7 @@ import trio
 
 from stoker.action import LoadedAction
 from stoker.alarm import Alarm
+from stoker.errors import Unavailable
 from stoker.spi import ExecutionStrategy, ProcessUser, WorkerProtocol
 from stoker.workers.failure import WorkerFailed
 from stoker.workers.history import History
@@ -150,7 +151,7 @@ class WorkerPool(Generic[FolderT]):
         A worker that cannot be used again is ended when its last lease is over, and its place is
         free once it is gone. So is one whose lease is left by an exception, unless that is a
         cancellation that the worker was told of: then the pool waits for its answer, not the
-        caller. Raises Unavailable if there is no folder to be had.
+        caller. Raises Unavailable if there is no folder to be had, and once the pool is closed.
         """
         invocation = action.metadata.tool_invocation_id
         self._invocations.begin(invocation)
@@ -180,6 +181,9 @@ class WorkerPool(Generic[FolderT]):
     ) -> Resident[FolderT]:
         while True:
             ticket = await self._wait_for_grant(plan, avoid_warm=avoid_warm)
+            if self._closed:
+                self._refuse(ticket)
+                raise Unavailable("the pool of persistent workers is closed")
             if ticket.worker is None:
                 return self._create(ticket, plan, action, environment)
             # It may have died since it was granted, and is then being cleared away already.
@@ -335,7 +339,7 @@ class WorkerPool(Generic[FolderT]):
         )
 
     def close(self) -> None:
-        """End all workers, without waiting for that. No lease may begin after it."""
+        """End all workers, without waiting for that. Whoever would get a worker then is refused."""
         self._closed = True
         self._upkeep.cancel()
         for resident in self._residents:

@@ -34,9 +34,22 @@ _KEPT_VIEWS = 8
 _AT_ONCE = 2_000
 
 
+class SpeltRequest(NamedTuple):
+    """A request, most of which is serialized already."""
+
+    head: WorkRequest
+    """All but its inputs."""
+    inputs: tuple[bytes, ...]
+    """Serialized requests that have nothing but inputs."""
+
+    def whole(self) -> WorkRequest:
+        """The request as one message."""
+        return WorkRequest.FromString(b"".join((self.head.SerializeToString(), *self.inputs)))
+
+
 async def build_request(
     plan: WorkerPlan, action: LoadedAction, tree: InputTree, blobs: BlobStore, request_id: int = 0
-) -> WorkRequest:
+) -> SpeltRequest:
     """The request that gives `action` to a worker, with every file of `tree` as an input (PWK-07).
 
     Paths are as the worker sees them from its working directory; a link to a file is listed with
@@ -51,21 +64,17 @@ async def build_request(
 
     arguments = await expand_arguments(plan.flag_files, read)
     await _prepare(tree, working_directory)
-    request = list_inputs(tree, working_directory)
-    request.request_id = request_id
-    request.verbosity = plan.verbosity
-    request.arguments.extend(arguments)
-    return request
+    head = WorkRequest(arguments=arguments, request_id=request_id, verbosity=plan.verbosity)
+    return SpeltRequest(head, list_inputs(tree, working_directory))
 
 
-def list_inputs(tree: InputTree, working_directory: str) -> WorkRequest:
-    """A request that has no more than the inputs.
+def list_inputs(tree: InputTree, working_directory: str) -> tuple[bytes, ...]:
+    """The inputs, as serialized requests that have nothing else.
 
     What shares its directories with an earlier tree costs as much as the directories it does not
     share have entries. `tree` must be one that can be laid out, as it is for every `WorkerPlan`.
     """
-    parts = _parts(tree.root, _View("", working_directory))
-    return WorkRequest.FromString(b"".join(parts))
+    return _parts(tree.root, _View("", working_directory))
 
 
 async def _prepare(tree: InputTree, working_directory: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -10,9 +10,9 @@ import structlog
 import trio
 
 from stoker.errors import StokerError
-from stoker.protos.worker_protocol_pb2 import WorkRequest, WorkResponse
+from stoker.protos.worker_protocol_pb2 import WorkRequest
 from stoker.spi import ExecutionStrategy, Process, ProcessSpec, WorkerProtocol
-from stoker.workers.conversation import STOPPED, Conversation, ConversationOver
+from stoker.workers.conversation import STOPPED, Answer, Conversation, ConversationOver
 from stoker.workers.exchanges import Exchanges
 from stoker.workers.failure import Fault, FaultKind, WorkerFailed
 from stoker.workers.key import Mode
@@ -141,6 +141,17 @@ class Worker(Generic[FolderT]):
         worker is of no more use.
         """
         self._wanted.set()
+        if self._settled.is_set():
+            # A full turn of the loop would be a good part of a warm action.
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await self._wait_settled()
+        if self._start_error is not None:
+            raise self._start_error
+        if not self.usable:
+            raise self._failed(self._exchanges.refusal or STOPPED, answered=False)
+
+    async def _wait_settled(self) -> None:
         self._waiting_for_start += 1
         try:
             await self._settled.wait()
@@ -148,17 +159,14 @@ class Worker(Generic[FolderT]):
             self._waiting_for_start -= 1
             if not self._waiting_for_start and not self._settled.is_set():
                 self.kill()
-        if self._start_error is not None:
-            raise self._start_error
-        if not self.usable:
-            raise self._failed(self._exchanges.refusal or STOPPED, answered=False)
 
-    async def perform(self, request: WorkRequest) -> WorkResponse:
-        """The response to `request`, starting the process first where that is still to be done.
+    async def perform(self, request: WorkRequest, inputs: Sequence[bytes] = ()) -> Answer:
+        """The answer to `request`, starting the process first where that is still to be done.
 
-        Its id is set here. Up to `max_requests_in_flight` of the plan's terms may be performed at
-        once. Raises WorkerFailed for everything that is no answer to this request (PWK-06,
-        PWK-09, PWK-10), after which the worker is of no more use, and what `start` raises.
+        Its id is set here. More `inputs` may come serialized: see `WorkerProtocol.encode_with`.
+        Up to `max_requests_in_flight` of the plan's terms may be performed at once. Raises
+        WorkerFailed for everything that is no answer to this request (PWK-06, PWK-09, PWK-10),
+        after which the worker is of no more use, and what `start` raises.
 
         There is no deadline but the caller's. Cancellation gives the request up: a cancellable
         worker is told by a cancel request (PWK-15), and `recover` waits for its answer; any other
@@ -168,7 +176,7 @@ class Worker(Generic[FolderT]):
             await self.start()
         assert self._conversation is not None, "it has started"
         try:
-            return await self._conversation.ask(request)
+            return await self._conversation.ask(request, inputs)
         except ConversationOver as error:
             raise self._failed(error.fault, answered=error.answered) from None
 

@@ -140,11 +140,21 @@ def groups_of(pid: int) -> ContainerGroups | None:
     except FileNotFoundError as error:
         raise ProcessLookupError(f"there is no process {pid}") from error
     mounts = _mounts(Path("/proc/self/mountinfo").read_text())
+    if _is_in_no_group(memberships):
+        raise ProcessLookupError(f"process {pid} has ended, or is in no group of its own")
     first = _paths(memberships, mounts, version=1)
     if "pids" in first and "memory" in first:
         return ContainerGroups(first, 1)
     second = _paths(memberships, mounts, version=2)
     return ContainerGroups(second, 2) if second else None
+
+
+def _is_in_no_group(memberships: str) -> bool:
+    """Whether a process is where the system puts those that end: among all others."""
+    groups = {line.split(":", 2)[2] for line in memberships.splitlines()}
+    return groups == {"/"} or groups == {
+        line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()
+    }
 
 
 def _paths(memberships: str, mounts: list[Mount], *, version: int) -> dict[str, Path]:

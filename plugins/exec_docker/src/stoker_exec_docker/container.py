@@ -11,9 +11,9 @@ from typing import Final
 
 from stoker import spi
 from stoker_exec_docker.cgroups import ContainerGroups, Measures, groups_of
+from stoker_exec_docker.inside import Inside
 from stoker_exec_docker.mounting import Slot
 from stoker_exec_docker.plan import KEEPER_PROCESSES, ContainerPlan
-from stoker_exec_docker.program import Inside
 from stoker_exec_docker.wiping import is_without_ipc, open_to_all, wipe
 
 _KILL_BOUND_SECONDS: Final = 5.0
@@ -32,21 +32,31 @@ class Container:
         self.name = name
         self.plan = plan
         self.slot = slot
-        self.inside = Inside(pid)
         self.usable = True
         """Whether another process may have it. Whoever doubts that says no."""
         self.served = 0
         """How many processes have had it."""
         self._pid = pid
-        self.env_program = next(
-            (path for path in ("/usr/bin/env", "/bin/env") if self.inside.resolve(path)), None
-        )
-        """A program that starts others with fewer variables, if the image has it."""
-        self._groups = _groups(pid, name)
-        self._spared = self._wait_for_keeper()
-        self._before = self._groups.measure()
-        # Whatever the image has there: engines take the permissions over from it.
-        open_to_all(pid, plan.temporary_folders)
+        try:
+            self.inside = Inside(pid)
+        except OSError as error:
+            raise _ended_at_once(name) from error
+        try:
+            self._groups = _groups(pid, name)
+            self._spared = self._wait_for_keeper()
+            self._before = self._groups.measure()
+            # Whatever the image has there: engines take the permissions over from it.
+            open_to_all(self.inside, plan.temporary_folders)
+        except ProcessLookupError as error:
+            self.close()
+            raise _ended_at_once(name) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give back what is held of it out here; it may still run."""
+        self.inside.close()
 
     def _wait_for_keeper(self) -> frozenset[int]:
         deadline = time.monotonic() + _KEEPER_BOUND_SECONDS
@@ -57,7 +67,8 @@ class Container:
         return frozenset(members)
 
     def admit(self, spec: spi.ProcessSpec) -> None:
-        """Begin to serve a process. Raises OSError."""
+        """Begin to serve a process. Raises OSError, ProcessLookupError if it has ended."""
+        self.inside.check()
         self.served += 1
         if self.slot is not None and self.plan.base is not None:
             for folder in (spec.root, spec.temporary_directory):
@@ -102,7 +113,7 @@ class Container:
         if frozenset(self._groups.members()) != self._spared:
             return False
         folders = [*self.plan.temporary_folders, "/dev/shm", "/dev/mqueue"]  # noqa: S108
-        return wipe(self._pid, folders) and is_without_ipc(self._pid)
+        return wipe(self.inside, folders) and is_without_ipc(self.inside)
 
     def breach(self, code: int, *, out_of_memory: bool) -> str:
         """The limit that a process ended by, if it failed, as a sentence, else empty.
@@ -136,11 +147,15 @@ class Container:
                 self.slot.remove()
 
 
+def _ended_at_once(name: str) -> spi.Unavailable:
+    return spi.Unavailable(f"{name} has ended at once, or runs on another machine")
+
+
 def _groups(pid: int, name: str) -> ContainerGroups:
     try:
         groups = groups_of(pid)
     except ProcessLookupError as error:
-        raise spi.Unavailable(f"{name} has ended at once, or runs on another machine") from error
+        raise _ended_at_once(name) from error
     if groups is None:
         raise spi.Unavailable(f"the control groups of {name} cannot be seen from here")
     return groups

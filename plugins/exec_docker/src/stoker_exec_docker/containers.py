@@ -10,6 +10,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -19,12 +20,14 @@ from stoker import spi
 from stoker_exec_docker.container import Container
 from stoker_exec_docker.engine import Engine, NoSuchThing, NotAnswering, Refused
 from stoker_exec_docker.mounting import SharedFolder, Slot
-from stoker_exec_docker.plan import ContainerPlan, configuration
+from stoker_exec_docker.plan import KEEPER_HAS_NO_SLEEP, ContainerPlan, configuration
 from stoker_exec_docker.shelf import Shelf, Ticket
 
 _MADE_AT_ONCE: Final = 4
 _EXPIRY_LOOK_SECONDS: Final = 5.0
 _CLOSING_SECONDS: Final = 30.0
+_FIRST_CODE_OF_A_SIGNAL: Final = 128
+_SHELL: Final = "a /bin/sh that this machine can run"
 
 
 class Containers:
@@ -163,19 +166,35 @@ class Containers:
             identity = await self._engine.create(configuration(plan, self._labels, path), name)
             await self._engine.start(identity)
             state = (await self._engine.inspect(identity))["State"]
+            return await trio.to_thread.run_sync(
+                partial(Container, identity, f"container {name}", plan, slot, int(state["Pid"]))
+            )
         except NoSuchThing as error:
             # Removed by somebody since it was looked up: the next attempt finds that out.
             raise spi.Unavailable(f"image {plan.image.name} has gone: {error}") from error
         except Refused as error:
-            raise _refusal(plan, str(error)) from error
-        return await trio.to_thread.run_sync(
-            partial(Container, identity, f"container {name}", plan, slot, int(state["Pid"]))
-        )
+            raise _refusal(plan, error) from error
+        except spi.Unavailable as error:
+            raise await self._reason(plan, name, error) from error
+
+    async def _reason(
+        self, plan: ContainerPlan, name: str, error: spi.Unavailable
+    ) -> spi.StokerError:
+        """Why a container that was started does not run."""
+        with suppress(NoSuchThing, Refused, NotAnswering):
+            code = (await self._engine.inspect(name))["State"]["ExitCode"]
+            if code == KEEPER_HAS_NO_SLEEP:
+                return _needs(plan, "a program sleep", str(error))
+            # By itself it never ends, and who kills it leaves a higher one.
+            if 0 < code < _FIRST_CODE_OF_A_SIGNAL:
+                return _needs(plan, _SHELL, f"{error}, with exit code {code}")
+        return error
 
     # --- removing --------------------------------------------------------------------------------
 
     def _discard(self, container: Container) -> None:
         container.usable = False
+        container.close()
         self._begin_removal(container.identity, container.slot)
 
     def _begin_removal(self, identity: str, slot: Slot | None) -> None:
@@ -222,10 +241,17 @@ def _told(error: Exception) -> spi.StokerError:
     return spi.Unavailable(f"no container can be made: {error}")
 
 
-def _refusal(plan: ContainerPlan, said: str) -> spi.StokerError:
-    if "/bin/sh" in said or "executable file not found" in said:
-        return spi.FailedPrecondition(
-            f"image {plan.image.name} has no /bin/sh, without which no container can wait for "
-            f"commands: {said}"
-        )
+def _refusal(plan: ContainerPlan, error: Refused) -> spi.StokerError:
+    said = str(error)
+    if any(words in said for words in ("/bin/sh", "executable file not found", "exec format")):
+        return _needs(plan, _SHELL, said)
+    if error.is_for_good:
+        return spi.FailedPrecondition(f"image {plan.image.name} makes no container: {said}")
     return spi.Unavailable(f"the container engine makes no container: {said}")
+
+
+def _needs(plan: ContainerPlan, what: str, said: str) -> spi.FailedPrecondition:
+    return spi.FailedPrecondition(
+        f"image {plan.image.name} has not got {what}, without which no container can wait for "
+        f"commands: {said}"
+    )

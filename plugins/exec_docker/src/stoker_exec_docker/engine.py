@@ -6,6 +6,7 @@ for, cancelled or not: what it made is then known, and can be removed.
 
 from __future__ import annotations
 
+import http.client
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Final, TypeVar, cast
 import docker.errors  # type: ignore[import-untyped]  # has no types
 import requests
 import trio
+import urllib3.exceptions
 
 from stoker import spi
 
@@ -24,6 +26,16 @@ _CONNECT_SECONDS: Final = 5.0
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
 _PREFIX: Final = "unix://"
+
+# What the library leaves to others to translate is among them: an answer may end anywhere.
+_BROKEN_OFF: Final = (
+    docker.errors.DockerException,
+    requests.exceptions.RequestException,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    OSError,
+    ValueError,
+)
 
 T = TypeVar("T")
 Facts = Mapping[str, Any]
@@ -36,6 +48,11 @@ class NoSuchThing(Exception):
 
 class Refused(Exception):
     """The engine has understood, and will not."""
+
+    def __init__(self, said: str, *, is_for_good: bool = False) -> None:
+        super().__init__(said)
+        self.is_for_good = is_for_good
+        """Whether it is what was asked for that is at fault."""
 
 
 class NotAnswering(spi.Unavailable):
@@ -174,16 +191,20 @@ class Engine:
         """What the engine has under a name."""
         return cast("Facts", await self._call("inspect_image", name))
 
-    async def pull(self, repository: str, tag: str) -> None:
-        """Have the engine fetch an image, however long that takes."""
+    async def pull(self, repository: str, tag: str, note: Callable[[Facts], None]) -> None:
+        """Have the engine fetch an image, however long that takes.
+
+        `note` is called in another thread, with each step that the engine tells of.
+        """
         await self._in_thread(
-            partial(self._pull, repository, tag), limiter=self._pull_limiter, abandon=True
+            partial(self._pull, repository, tag, note), limiter=self._pull_limiter, abandon=True
         )
 
-    def _pull(self, repository: str, tag: str) -> None:
+    def _pull(self, repository: str, tag: str, note: Callable[[Facts], None]) -> None:
         for step in self._client.pull(repository, tag=tag, stream=True, decode=True):
             if "error" in step:
                 raise Refused(str(step["error"]))
+            note(step)
 
     # --- how calls are made ----------------------------------------------------------------------
 
@@ -213,8 +234,8 @@ def _translating(call: Callable[[], T], endpoint: str) -> T:
     except docker.errors.NotFound as error:
         raise NoSuchThing(_said(error)) from error
     except docker.errors.APIError as error:
-        raise Refused(_said(error)) from error
-    except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+        raise Refused(_said(error), is_for_good=error.status_code == 400) from error
+    except _BROKEN_OFF as error:
         raise NotAnswering(f"the container engine at {endpoint} broke off: {error}") from error
 
 

@@ -43,6 +43,11 @@ class FrameDecoder:
             frames.append(Frame(self._stream, piece))
         return frames
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether what has come so far ends where a frame ends."""
+        return not self._header and not self._missing
+
     def _read_header(self, data: bytes, position: int) -> int:
         wanted = _HEADER.size - len(self._header)
         self._header += data[position : position + wanted]

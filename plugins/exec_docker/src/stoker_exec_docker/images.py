@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,9 +14,11 @@ import trio
 from stoker import spi
 from stoker_exec_docker.connection import open_image_events
 from stoker_exec_docker.engine import Engine, Facts, NoSuchThing, NotAnswering, Refused
+from stoker_exec_docker.pull_progress import PullProgress
 from stoker_exec_docker.settings import PullPolicy
 
 _WATCH_PAUSE_SECONDS: Final = 1.0
+_TELL_SECONDS: Final = 1.0
 
 # What registries and engines say of a name that will not become right by itself (ISO-02).
 _LASTING: Final = (
@@ -32,6 +35,10 @@ _LASTING: Final = (
     "no matching manifest",
     "is not a valid",
 )
+
+
+_OF_THE_SYSTEM: Final = frozenset({"", "dev", "proc", "sys"})
+"""Folders where no image has anything to say, and the root itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,7 @@ class Image:
 @dataclass(slots=True)
 class _Pull:
     done: trio.Event = field(default_factory=trio.Event)
+    progress: PullProgress = field(default_factory=PullProgress)
     error: spi.StokerError | None = None
 
 
@@ -101,26 +109,31 @@ class Images:
         self._changes += 1
         self._known.clear()
 
-    async def find(self, name: str) -> Image:
+    async def find(self, name: str, tell: spi.Tell | None = None) -> Image:
         """The image that `name` stands for now, fetched if need be.
 
         A failure is never remembered: the next call asks again. Raises FailedPrecondition for a
         name under which there is nothing, or nothing for us, and Unavailable otherwise.
-        Cancelled, a fetch that was begun goes on, for others and for later.
+        Cancelled, a fetch that was begun goes on, for others and for later. Meanwhile `tell` is
+        called each time that it has gone on, once a second at most.
         """
         if self._is_due(name):
-            await self._pull(name)
+            await self._pull(name, tell)
         elif name in self._known:
             await trio.lowlevel.checkpoint()
             return self._known[name]
         image = await self._look(name)
-        if image is None and self._policy != "never":
-            await self._pull(name)
-            image = await self._look(name)
-        if image is None:
+        if image is not None:
+            return image
+        if self._policy == "never":
             raise spi.FailedPrecondition(
                 f"the container engine has no image {name}, and images are not pulled here"
             )
+        await self._pull(name, tell)
+        image = await self._look(name)
+        if image is None:
+            # Its answer broke off, or somebody has removed it since.
+            raise spi.Unavailable(f"image {name} cannot be had: it was fetched, and is not there")
         return image
 
     def _is_due(self, name: str) -> bool:
@@ -144,20 +157,20 @@ class Images:
             self._known[name] = image
         return image
 
-    async def _pull(self, name: str) -> None:
+    async def _pull(self, name: str, tell: spi.Tell | None) -> None:
         """Take part in the one pull of this name."""
         pull = self._pulls.get(name)
         if pull is None:
             pull = self._pulls[name] = _Pull()
             # Not in the task of who asks first: were that cancelled, others still wait for it.
             self._nursery.start_soon(self._run_pull, name, pull)
-        await pull.done.wait()
+        await _wait(name, pull, tell)
         if pull.error is not None:
             raise pull.error.again()
 
     async def _run_pull(self, name: str, pull: _Pull) -> None:
         try:
-            await self._engine.pull(*split_name(name))
+            await self._engine.pull(*split_name(name), pull.progress.note)
             self._pulled_at[name] = trio.current_time()
             self.forget()
         except (NoSuchThing, Refused) as error:
@@ -167,6 +180,16 @@ class Images:
         finally:
             del self._pulls[name]
             pull.done.set()
+
+
+async def _wait(name: str, pull: _Pull, tell: spi.Tell | None) -> None:
+    told: Mapping[str, str | float] = {}
+    while not pull.done.is_set():
+        if tell is not None and (facts := pull.progress.facts(name)) != told:
+            told = facts
+            tell(facts)
+        with trio.move_on_after(_TELL_SECONDS):
+            await pull.done.wait()
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -200,6 +223,16 @@ def _image(name: str, facts: Facts) -> Image:
         name=name,
         digest=str(facts["Id"]),
         repository_digests=tuple(digests),
-        volumes=tuple(sorted(configuration.get("Volumes") or ())),
+        volumes=_volumes(name, configuration.get("Volumes") or ()),
         variables=tuple(variable.partition("=")[0] for variable in configuration.get("Env") or ()),
     )
+
+
+def _volumes(name: str, wanted: Iterable[str]) -> tuple[str, ...]:
+    volumes = set()
+    for volume in wanted:
+        path = posixpath.normpath(volume)
+        if not path.startswith("/") or path.split("/")[1] in _OF_THE_SYSTEM:
+            raise spi.FailedPrecondition(f"image {name} wants a volume at {volume}")
+        volumes.add(path)
+    return tuple(sorted(volumes))

@@ -92,10 +92,14 @@ class Slot:
             place = place.parent
 
 
-def open_shared_folder(top: Path) -> SharedFolder:
-    """A new shared mount below `top`. Raises OSError where that is not allowed."""
+def open_shared_folder(top: Path, owner: str) -> SharedFolder:
+    """A new shared mount below `top`, for `owner` in this life of the server.
+
+    Raises OSError where that is not allowed.
+    """
     top.mkdir(mode=0o711, parents=True, exist_ok=True)
-    path = top / this_holder()
+    # Mounts are told by their paths without links.
+    path = top.resolve() / f"{this_holder()}.{owner}"
     _take_away(path)
     path.mkdir()
     try:
@@ -111,8 +115,8 @@ def open_shared_folder(top: Path) -> SharedFolder:
 
 def sweep_shared_folders(top: Path) -> None:
     """Take away what servers left that are gone."""
-    for path in top.iterdir() if top.is_dir() else ():
-        if not holder_is_alive(path.name):
+    for path in top.resolve().iterdir() if top.is_dir() else ():
+        if not holder_is_alive(path.name.partition(".")[0]):
             with suppress(OSError):
                 _take_away(path)
 

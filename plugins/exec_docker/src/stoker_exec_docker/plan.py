@@ -16,9 +16,17 @@ from stoker_exec_docker.wishes import Wishes
 KEEPER_PROCESSES: Final = 2
 """What a container has of its own: a shell that waits, and what it waits for."""
 
-_KEEPER: Final = ("/bin/sh", "-c", "while :; do sleep 2147483647 & wait $!; done")
+KEEPER_HAS_NO_SLEEP: Final = 127
+"""What that shell exits with where there is nothing that it could wait for."""
+
+_KEEPER: Final = (
+    *("/bin/sh", "-c"),
+    "while :; do sleep 2147483647 & wait $!; case $? in 12[67]) exit 127;; esac; done",
+)
 """The first process of a container, to which all orphans fall. It reaps them, survives what an
 action may do, and uses no time."""
+
+_KEEPER_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 
 _KEEPER_USER: Final = spi.ProcessUser(65533, 65533)
 
@@ -107,6 +115,8 @@ def configuration(
         "Image": plan.image.digest,
         "Entrypoint": list(_KEEPER),
         "Cmd": [],
+        # Where the image's own variable leads is for the action to find out.
+        "Env": [f"PATH={_KEEPER_PATH}"],
         "User": f"{user.uid}:{user.gid}",
         "Labels": dict(labels),
         "Hostname": "localhost",

@@ -38,7 +38,7 @@ async def open_strategy(
         info = await engine.info()
         _check(info, table)
         await sweep(engine, owner)
-        folder, why_not_kept = await trio.to_thread.run_sync(_shared_folder, settings)
+        folder, why_not_kept = await trio.to_thread.run_sync(_shared_folder, settings, owner)
         try:
             opened = _open(
                 settings,
@@ -139,7 +139,7 @@ def _user(settings: DockerSettings, table: str) -> spi.ProcessUser:
     return own
 
 
-def _shared_folder(settings: DockerSettings) -> tuple[SharedFolder | None, str]:
+def _shared_folder(settings: DockerSettings, owner: str) -> tuple[SharedFolder | None, str]:
     if settings.keep_containers == "never":
         return None, ""
     if os.geteuid() != 0:
@@ -147,7 +147,7 @@ def _shared_folder(settings: DockerSettings) -> tuple[SharedFolder | None, str]:
     top = Path(settings.mount_folder)
     try:
         sweep_shared_folders(top)
-        return open_shared_folder(top), ""
+        return open_shared_folder(top, owner), ""
     except OSError as error:
         return None, f"folders cannot be mounted at {top}: {error.strerror}"
 

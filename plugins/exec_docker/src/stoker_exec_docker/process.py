@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -17,8 +19,10 @@ from stoker_exec_docker.container import Container
 from stoker_exec_docker.engine import Engine, Facts, NoSuchThing, NotAnswering, Refused
 from stoker_exec_docker.frames import STDERR, Frame, FrameDecoder
 from stoker_exec_docker.handover import handed_over
+from stoker_exec_docker.inside import Inside, InsideFolder
 from stoker_exec_docker.pipes import Stdin, Stdout
-from stoker_exec_docker.program import find_program
+from stoker_exec_docker.program import find_env, find_program
+from stoker_exec_docker.rooting import as_rooted, rooted
 
 # Most commands have ended by then, which their streams tell; to ask meanwhile would keep the
 # engine from starting them.
@@ -61,6 +65,7 @@ class DockerProcess(spi.Process):
         self._container = container
         self._spec = spec
         self._files = ExitStack()
+        self._env_program: str | None = None
         self._command = ""
         self._connection: Connection | None = None
         self._may_run = False
@@ -68,8 +73,11 @@ class DockerProcess(spi.Process):
         self._is_known = False
         """Whether it has been seen running, or ended."""
         self._pumped = trio.Event()
+        self._is_torn = False
+        """Whether its streams ended where they surely should not."""
         self._exited = trio.Event()
         self._ended = False
+        self._killing = trio.Lock()
         self._exit: spi.Exit | None = None
         self._failure: spi.StokerError | None = None
         self._life = trio.CancelScope(shield=True)
@@ -81,7 +89,10 @@ class DockerProcess(spi.Process):
 
     async def begin(self) -> None:
         """Start it. Raises what `ExecutionStrategy.start` raises, and ContainerLost."""
-        program = await trio.to_thread.run_sync(self._admit)
+        try:
+            program = await trio.to_thread.run_sync(self._admit)
+        except ProcessLookupError as error:
+            raise ContainerLost(f"{self._container.name} has ended") from error
         try:
             self._command = await self._prepare(program)
         except (NoSuchThing, Refused, NotAnswering) as error:
@@ -93,24 +104,46 @@ class DockerProcess(spi.Process):
         self._nursery.start_soon(self._attend, self._connection)
 
     def _admit(self) -> str:
-        """Let the container see the folders, and look for the program there."""
+        """Let the container see the folders, and look for the program there.
+
+        Raises ProcessLookupError if it has ended.
+        """
         container, spec = self._container, self._spec
         try:
             container.admit(spec)
             user = container.plan.wishes.user
             self._files.enter_context(handed_over((spec.root, spec.temporary_directory), user))
             self._open_files()
+        except ProcessLookupError:
+            raise
         except OSError as error:
             container.usable = False
             raise spi.Unavailable(f"{container.name} cannot be prepared: {error}") from error
-        program = find_program(container.inside, spec, user)
-        self._check_working_directory()
+        inside = self._view()
+        program = find_program(inside, self._spec, user)
+        self._check_working_directory(inside)
+        self._env_program = find_env(inside)
         return program
 
-    def _check_working_directory(self) -> None:
-        inside, folder = self._container.inside, self._spec.working_directory
-        resolved = inside.resolve(os.path.join(self._spec.root, folder))
-        if resolved is None or not inside.is_folder(resolved):
+    def _view(self) -> Inside:
+        """What the process will see. Raises Unavailable, FailedPrecondition."""
+        if not self._container.plan.wishes.input_root_as_root:
+            return self._container.inside
+        spec = self._spec
+        try:
+            own_root = rooted(self._container.inside, spec.root, spec.temporary_directory)
+            self._files.enter_context(own_root)
+            view = InsideFolder(spec.root)
+        except OSError as error:
+            raise spi.Unavailable(f"the input root cannot be /: {error}") from error
+        self._files.callback(view.close)
+        self._spec = as_rooted(spec)
+        return view
+
+    def _check_working_directory(self, inside: Inside) -> None:
+        folder = self._spec.working_directory
+        status = inside.status(os.path.join(self._spec.root, folder))
+        if status is None or not stat.S_ISDIR(status.st_mode):
             raise spi.FailedPrecondition(
                 f"the working directory {folder or '.'} leads to no directory"
             )
@@ -140,7 +173,7 @@ class DockerProcess(spi.Process):
     def _as_the_engine_takes_it(self, program: str) -> tuple[Sequence[str], Sequence[str]]:
         """The command and its variables: a name without a value is one that is taken away."""
         given = self._spec.environment
-        env = self._container.env_program
+        env = self._env_program
         variables = [f"{name}={value}" for name, value in given.items()]
         argv = list(self._spec.argv)
         if "/" not in argv[0] and not given.get("PATH"):
@@ -178,9 +211,10 @@ class DockerProcess(spi.Process):
         try:
             while data := await connection.receive():
                 await self._deliver(decoder.feed(data))
+            self._is_torn = not decoder.is_whole
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             # What became of the process is told by others.
-            return
+            self._is_torn = True
         finally:
             self._pumped.set()
             if self._output is not None:
@@ -207,11 +241,19 @@ class DockerProcess(spi.Process):
         if facts["Running"]:
             await self._wait_for_end(int(facts["Pid"]))
             # What it left may hold its outputs open.
-            await trio.to_thread.run_sync(self._container.kill)
+            await self._kill_what_is_left()
             facts = await self._wait_until_over()
         if self._output is None:
             await self._pumped.wait()
+        if self._is_torn:
+            raise spi.Unavailable(f"the streams of {self.name} broke off")
         return await self._read_exit(facts)
+
+    async def _kill_what_is_left(self) -> None:
+        async with self._killing:
+            # Once it is given back, what runs in the container is another's.
+            if not self._ended:
+                await trio.to_thread.run_sync(self._container.kill)
 
     async def _wait_until_known(self) -> Facts:
         pause_seconds = _FIRST_PAUSE_SECONDS
@@ -230,6 +272,7 @@ class DockerProcess(spi.Process):
 
     async def _wait_for_end(self, pid: int) -> None:
         """Until the process has ended, whoever else holds its outputs."""
+        outputs = _output_pipes(pid)
         try:
             descriptor = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -238,16 +281,19 @@ class DockerProcess(spi.Process):
             # The number may have been given to another since.
             if self._container.is_member(pid):
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._ask_when_streams_end)
+                    nursery.start_soon(self._ask_when_streams_end, pid, outputs)
                     await trio.lowlevel.wait_readable(descriptor)
                     nursery.cancel_scope.cancel()
         finally:
             os.close(descriptor)
 
-    async def _ask_when_streams_end(self) -> None:
+    async def _ask_when_streams_end(self, pid: int, outputs: frozenset[int]) -> None:
         """Find out whether it was the process that ended them, or an engine that went away."""
         await self._pumped.wait()
         await self._engine.inspect_command(self._command)
+        # It would write on, and nobody would ever have it.
+        if outputs & _output_pipes(pid):
+            raise spi.Unavailable(f"the streams of {self.name} ended while it had them open")
 
     async def _wait_until_over(self) -> Facts:
         pause_seconds = _FIRST_PAUSE_SECONDS
@@ -323,7 +369,8 @@ class DockerProcess(spi.Process):
             return
         try:
             with trio.fail_after(_KILL_BOUND_SECONDS):
-                await trio.to_thread.run_sync(self._container.settle)
+                async with self._killing:
+                    await trio.to_thread.run_sync(self._container.settle)
         except (spi.Unavailable, OSError, trio.TooSlowError):
             await self._engine_removes()
 
@@ -353,6 +400,17 @@ def _first(group: BaseExceptionGroup[spi.StokerError]) -> spi.StokerError:
         error = error.exceptions[0]
     assert isinstance(error, spi.StokerError)
     return error
+
+
+def _output_pipes(pid: int) -> frozenset[int]:
+    """The numbers of the pipes that a process writes to; none once it has ended."""
+    pipes = set()
+    for output in (1, 2):
+        with suppress(OSError):
+            status = Path(f"/proc/{pid}/fd/{output}").stat()
+            if stat.S_ISFIFO(status.st_mode):
+                pipes.add(status.st_ino)
+    return frozenset(pipes)
 
 
 def _write_all(pieces: Sequence[tuple[int, bytes]]) -> None:

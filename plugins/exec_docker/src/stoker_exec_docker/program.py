@@ -1,8 +1,7 @@
 """Which file of a container a command names, and why it could not be started (RUN-09, RUN-17).
 
 Looked at from outside, before anything of the action runs: engines tell of such trouble in words
-that differ from version to version. Links are followed by hand, as an absolute one means another
-file in the container than out here.
+that differ from version to version.
 """
 
 from __future__ import annotations
@@ -14,81 +13,32 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from stoker import spi
+from stoker_exec_docker.inside import Inside
 
 DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 """Where a bare program name is looked up when the environment sets no PATH."""
 
 _ABSENT: Final = 127
 _NOT_EXECUTABLE: Final = 126
-_MOST_LINKS: Final = 40
 _ELF_HEAD: Final = struct.Struct("=4s3B9xHH")
 
 
-class Inside:
-    """The files of a running container, by the paths that they have in it. Blocks for moments."""
-
-    def __init__(self, pid: int) -> None:
-        self._top = f"/proc/{pid}/root"
-
-    def resolve(self, path: str) -> str | None:
-        """The path without links, or None where one leads to nothing."""
-        left = [name for name in reversed(path.split("/")) if name not in ("", ".")]
-        found: list[str] = []
-        links = 0
-        while left:
-            name = left.pop()
-            if name == "..":
-                del found[-1:]
-                continue
-            target = self._link("/".join(["", *found, name]))
-            if target is None:
-                found.append(name)
-                continue
-            links += 1
-            if links > _MOST_LINKS:
-                return None
-            if target.startswith("/"):
-                found.clear()
-            left += [part for part in reversed(target.split("/")) if part not in ("", ".")]
-        resolved = "/" + "/".join(found)
-        return resolved if os.path.lexists(self._top + resolved) else None
-
-    def _link(self, path: str) -> str | None:
-        try:
-            return os.readlink(self._top + path)  # noqa: PTH115
-        except OSError:
-            return None
-
-    def stat(self, resolved: str) -> os.stat_result:
-        """Of a path that has been resolved. Raises OSError."""
-        return os.lstat(self._top + resolved)
-
-    def is_folder(self, resolved: str) -> bool:
-        """Whether a path that has been resolved is a directory."""
-        try:
-            return stat.S_ISDIR(self.stat(resolved).st_mode)
-        except OSError:
-            return False
-
-    def first_bytes(self, resolved: str) -> bytes:
-        """The beginning of a regular file. Raises OSError."""
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(self._top + resolved, flags)
-        try:
-            return os.read(descriptor, 256)
-        finally:
-            os.close(descriptor)
+def find_env(inside: Inside) -> str | None:
+    """A program that starts others with fewer variables, if it is there."""
+    return next((path for path in ("/usr/bin/env", "/bin/env") if inside.status(path)), None)
 
 
 class _Candidate(NamedTuple):
     path: str
     """As it is named, absolute."""
-    resolved: str
     status: os.stat_result
 
 
 def find_program(inside: Inside, spec: spi.ProcessSpec, user: spi.ProcessUser) -> str:
-    """The program's absolute path, as `spec` names it. Raises ProgramNotStarted."""
+    """The program's absolute path, as `spec` names it.
+
+    Raises ProgramNotStarted, and ProcessLookupError if the container has ended.
+    """
     name = spec.argv[0]
     if "\0" in "".join(spec.argv):
         raise spi.ProgramNotStarted(
@@ -134,13 +84,8 @@ def _candidates(inside: Inside, spec: spi.ProcessSpec, search_path: str) -> Iter
 
 
 def _candidate(inside: Inside, path: str) -> _Candidate | None:
-    resolved = inside.resolve(path)
-    if resolved is None:
-        return None
-    try:
-        return _Candidate(path, resolved, inside.stat(resolved))
-    except OSError:
-        return None
+    status = inside.status(path)
+    return None if status is None else _Candidate(path, status)
 
 
 def _obstacle(inside: Inside, candidate: _Candidate, user: spi.ProcessUser) -> str:
@@ -152,7 +97,9 @@ def _obstacle(inside: Inside, candidate: _Candidate, user: spi.ProcessUser) -> s
     if not _may_execute(candidate.status, user):
         return "not executable by this user" if mode & 0o111 else "not executable"
     try:
-        start = inside.first_bytes(candidate.resolved)
+        start = inside.first_bytes(candidate.path)
+    except ProcessLookupError:
+        raise
     except OSError as error:
         return f"not to be reached: {error.strerror}"
     return _obstacle_in(inside, start)
@@ -162,7 +109,7 @@ def _obstacle_in(inside: Inside, start: bytes) -> str:
     if start.startswith(b"#!"):
         words = start[2:].split(b"\n")[0].split()
         interpreter = os.fsdecode(words[0]) if words else ""
-        if interpreter.startswith("/") and inside.resolve(interpreter) is None:
+        if interpreter.startswith("/") and inside.status(interpreter) is None:
             return f"its interpreter {interpreter} is not there"
         return ""
     if not _is_elf(start):

@@ -48,6 +48,10 @@ class DockerSettings(spi.Settings, frozen=True):
     mount_folder: str = "/run/stoker-docker"
     """Where the folders of actions are mounted into kept containers from."""
 
+    input_root_as_root: bool = False
+    """Whether actions that do not say it (``input-root-as-root``) have their input root as ``/``,
+    as BuildStream needs it. Of the image, only what keeps the container waiting is then used."""
+
     user: _Id | None = None
     """Whom processes run as. By default 65534 where the server is root, else its own user."""
     group: _Id | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -71,6 +72,10 @@ class DockerStrategy(spi.ExecutionStrategy):
         image = await self._find_image(self._wishes(properties))
         return f"docker image {image.digest}"
 
+    async def prepare(self, properties: Mapping[str, tuple[str, ...]], tell: spi.Tell) -> None:
+        """Fetch the image. See :class:`stoker.spi.ExecutionStrategy`."""
+        await self._find_image(self._wishes(properties), tell)
+
     @asynccontextmanager
     async def start(self, spec: spi.ProcessSpec) -> AsyncIterator[spi.Process]:
         """See :class:`stoker.spi.ExecutionStrategy`."""
@@ -112,14 +117,17 @@ class DockerStrategy(spi.ExecutionStrategy):
             self.containers.give_back(container)
 
     def _wishes(self, properties: Mapping[str, tuple[str, ...]]) -> Wishes:
-        return read_wishes(self._settings, properties, self._user)
+        wishes = read_wishes(self._settings, properties, self._user)
+        if wishes.input_root_as_root and os.geteuid() != 0:
+            raise spi.FailedPrecondition("input-root-as-root=true needs a server that is root")
+        return wishes
 
     async def _plan(self, spec: spi.ProcessSpec, wishes: Wishes) -> ContainerPlan:
         image = await self._find_image(wishes)
         return make_plan(self._settings, spec, wishes, image, can_keep=self._can_keep)
 
-    async def _find_image(self, wishes: Wishes) -> Image:
-        return await self._while_there(lambda: self._images.find(wishes.image))
+    async def _find_image(self, wishes: Wishes, tell: spi.Tell | None = None) -> Image:
+        return await self._while_there(lambda: self._images.find(wishes.image, tell))
 
     async def _while_there(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What the engine answers; should it be away, when it is back, within the bound."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,6 +14,7 @@ from stoker_exec_docker.settings import DockerSettings, Network
 Properties = Mapping[str, tuple[str, ...]]
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_IMAGE_NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:@\[\]-]*(/[A-Za-z0-9][A-Za-z0-9._:@-]*)*")
 _DEFAULT_NAMES = {"bridge": "standard", "none": "off"}
 
 
@@ -27,6 +29,7 @@ class Wishes:
     run_as_root: bool = False
     privileged: bool = False
     reuse: bool = False
+    input_root_as_root: bool = False
 
 
 def read_wishes(settings: DockerSettings, properties: Properties, user: spi.ProcessUser) -> Wishes:
@@ -39,6 +42,7 @@ def read_wishes(settings: DockerSettings, properties: Properties, user: spi.Proc
     capabilities = _capabilities(settings, properties)
     own_user = _user(settings, properties)
     ordinary = not (privileged or run_as_root or capabilities or own_user)
+    own_root = _boolean(properties, "input-root-as-root", settings.input_root_as_root)
     return Wishes(
         image=_image(settings, properties),
         network=_network(settings, properties),
@@ -47,7 +51,8 @@ def read_wishes(settings: DockerSettings, properties: Properties, user: spi.Proc
         run_as_root=run_as_root,
         privileged=privileged,
         # What had more rights than others may have changed more than can be seen.
-        reuse=_reuse(settings, properties) and ordinary,
+        reuse=_reuse(settings, properties) and ordinary and not own_root,
+        input_root_as_root=own_root,
     )
 
 
@@ -61,18 +66,25 @@ def _value(properties: Properties, name: str) -> str:
 
 def _image(settings: DockerSettings, properties: Properties) -> str:
     # ISO-02: with the prefix and without it; "none" is what clients write for no image.
-    name = _value(properties, "container-image").removeprefix("docker://")
+    name = _without_scheme(_value(properties, "container-image"))
     if name in ("", "none"):
         if settings.default_image is None:
             raise spi.FailedPrecondition(
                 "the platform names no container-image, and there is no default_image"
             )
-        return settings.default_image.removeprefix("docker://")
-    if name != settings.default_image and not any(
+        return _without_scheme(settings.default_image)
+    if not _IMAGE_NAME.fullmatch(name):
+        # It becomes part of a path of the engine's API.
+        raise spi.FailedPrecondition(f"container-image={name!r} is no name of an image")
+    if name != _without_scheme(settings.default_image or "") and not any(
         fnmatchcase(name, pattern) for pattern in settings.allowed_images
     ):
         raise spi.FailedPrecondition(f"container-image={name} is not among the allowed_images")
     return name
+
+
+def _without_scheme(name: str) -> str:
+    return name.removeprefix("docker://")
 
 
 def _network(settings: DockerSettings, properties: Properties) -> Network:
@@ -98,26 +110,30 @@ def _allowed(properties: Properties, name: str, permission: bool) -> bool:
     return wish
 
 
-def _boolean(properties: Properties, name: str) -> bool:
+def _boolean(properties: Properties, name: str, default: bool = False) -> bool:
     value = _value(properties, name)
     if value.lower() not in {"", *_BOOLEANS}:
         raise spi.FailedPrecondition(f"{name}={value} is neither true nor false")
-    return _BOOLEANS.get(value.lower(), False)
+    return _BOOLEANS.get(value.lower(), default)
 
 
 def _capabilities(settings: DockerSettings, properties: Properties) -> tuple[str, ...]:
     wishes = {
-        name.strip().upper().removeprefix("CAP_")
+        _capability(name)
         for value in properties.get("dockerAddCapabilities", ())
         for name in value.split(",")
         if name.strip()
     }
-    if refused := wishes - set(settings.allowed_capabilities):
+    if refused := wishes - set(map(_capability, settings.allowed_capabilities)):
         names = ",".join(sorted(refused))
         raise spi.FailedPrecondition(
             f"dockerAddCapabilities={names} is not among the allowed_capabilities"
         )
     return tuple(sorted(wishes))
+
+
+def _capability(name: str) -> str:
+    return name.strip().upper().removeprefix("CAP_")
 
 
 def _user(settings: DockerSettings, properties: Properties) -> spi.ProcessUser | None:
@@ -133,6 +149,7 @@ def _user(settings: DockerSettings, properties: Properties) -> spi.ProcessUser |
 
 
 def _reuse(settings: DockerSettings, properties: Properties) -> bool:
+    wish = _boolean(properties, "dockerReuse")
     if settings.keep_containers == "by-property":
-        return _boolean(properties, "dockerReuse")
+        return wish
     return settings.keep_containers == "always"

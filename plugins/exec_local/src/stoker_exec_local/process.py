@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -14,6 +16,9 @@ from stoker_exec_local.measuring import memory_in_use
 
 KILL_BOUND_SECONDS = 10.0
 """For how long the end is waited for. Only a process stuck inside of the kernel outlives it."""
+
+_STDIN_BYTES = 256 * 1024
+"""What may be written to a process that is not reading; the default is a quarter of that."""
 
 
 class LocalProcess(spi.Process):
@@ -54,6 +59,10 @@ class LocalProcess(spi.Process):
             os.close(stdin)
             os.close(to_stdin)
             raise
+        # A request to a persistent worker that lists a thousand files then goes in one write. The
+        # kernel may refuse, where a user has very many of that size.
+        with suppress(OSError):
+            fcntl.fcntl(to_stdin, fcntl.F_SETPIPE_SZ, _STDIN_BYTES)
         self.stdin, self.stdout = map(trio.lowlevel.FdStream, (to_stdin, from_stdout))
         self._pipes = [self.stdin, self.stdout]
         return [stdin, stdout]

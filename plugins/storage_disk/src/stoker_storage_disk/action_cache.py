@@ -7,10 +7,13 @@ import os
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
 from contextlib import aclosing, asynccontextmanager
+from functools import lru_cache
 
+import trio
 from google.protobuf.message import DecodeError
 
 from stoker.spi import DIGEST_FUNCTIONS, ActionCache, ActionKey, ActionResult, InvalidRequest
+from stoker_storage_disk.absent import AbsentNames
 from stoker_storage_disk.folder import read_exactly
 from stoker_storage_disk.upkeep import FoundFile, Upkeep, found_files
 
@@ -35,8 +38,14 @@ class DiskActionCache(ActionCache):
         self._upkeep = upkeep
         self._threads = upkeep.threads
         self._files = upkeep.files
+        self._absent = AbsentNames()
+        upkeep.chores.append(self._learn_absent)
 
     async def get(self, key: ActionKey) -> ActionResult | None:
+        # Nearly every action that is run was asked for here before, in vain.
+        if self._absent.surely(_name(key)):
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return None
         return await self._threads.read(self._get, key)
 
     async def peek(self, key: ActionKey) -> ActionResult | None:
@@ -104,19 +113,39 @@ class DiskActionCache(ActionCache):
             os.close(descriptor)
 
     def _write(self, name: str, data: bytes) -> None:
-        with self._files.part() as part:
-            self._files.append(part, data)
-            failures = self._files.publish({name: part}, replace=True)
-            if failures:
-                raise failures[name]
+        try:
+            with self._files.part() as part:
+                self._files.append(part, data)
+                failures = self._files.publish({name: part}, replace=True)
+                if failures:
+                    raise failures[name]
+        finally:
+            # After a failure too: it may have come so far.
+            self._absent.note_present(name)
+
+    def _learn_absent(self) -> None:
+        """From the index, while it knows every file."""
+        index = self._files.index
+        generation = index.generation
+        if self._absent.is_due and self._files.is_counted:
+            self._absent.renew(
+                index.count(),
+                index.all_names(),
+                lambda: self._files.is_counted and index.generation == generation,
+            )
 
 
 def _name(key: ActionKey) -> str:
     # A namespace is any text: hashed, it can name no other place (SEC-05).
-    namespace = hashlib.sha256(_bytes(key.namespace)).hexdigest()
+    namespace = _hashed(key.namespace)
     hash_ = key.action.hash
     function = key.action.function.name.lower()
     return f"{function}/{namespace}/{hash_[:2]}/{hash_}-{key.action.size_bytes}"
+
+
+@lru_cache
+def _hashed(namespace: str) -> str:
+    return hashlib.sha256(_bytes(namespace)).hexdigest()
 
 
 def _bytes(namespace: str) -> bytes:

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any, NamedTuple
 
@@ -34,6 +34,9 @@ _CHECKPOINT_BYTES = 4 * 1024 * 1024
 _LONGEST_LOG_BYTES = 16 * 1024 * 1024
 # What is left of the log's file when it begins anew.
 _KEPT_LOG_BYTES = 2 * 1024 * 1024
+
+# How many names are read at once, during which others wait for the index.
+_NAMES_AT_ONCE = 1_000
 
 _CLEAN = "clean"
 
@@ -207,6 +210,18 @@ class Index:
     def names(self, after: str, limit: int) -> list[str]:
         """Names in order, behind `after`."""
         return [name for (name,) in self._read(_NAMES, after, limit)]
+
+    def all_names(self) -> Iterator[str]:
+        """Names in order, some at a time: those that come meanwhile may be among them or not."""
+        after = ""
+        while names := self.names(after, _NAMES_AT_ONCE):
+            yield from names
+            after = names[-1]
+
+    def count(self) -> int:
+        """How many files it knows."""
+        ((count,),) = self._read("SELECT count(*) FROM files")
+        return int(count)
 
     def present(self, names: Collection[str]) -> list[str]:
         """Those of `names` that the index knows."""

@@ -6,6 +6,8 @@ length. What can be checked is: the varint, the limit, and that the bytes are a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from google.protobuf.message import DecodeError
 
 from stoker import spi
@@ -21,8 +23,12 @@ class ProtoProtocol(spi.WorkerProtocol):
 
     def encode(self, request: spi.WorkRequest) -> bytes:
         """The length of `request`, then `request`."""
-        message = request.SerializeToString()
-        return encode_varint(len(message)) + message
+        return self.encode_with(request, ())
+
+    def encode_with(self, request: spi.WorkRequest, inputs: Sequence[bytes]) -> bytes:
+        """The same: messages that follow each other mean one with all their repeated fields."""
+        message = (request.SerializeToString(), *inputs)
+        return b"".join((encode_varint(sum(map(len, message))), *message))
 
     def decoder(self, limit_bytes: int) -> ProtoDecoder:
         """A decoder that refuses a longer response by its length, before buffering it."""

@@ -40,6 +40,7 @@ from stoker.frontend.provenance import provenance_of_executor, stamp
 from stoker.frontend.resuming import resume_all
 from stoker.frontend.status import translate
 from stoker.history.records import History, open_history
+from stoker.history.settings import HistorySettings
 from stoker.log_streams.run_output import RunOutputs
 from stoker.log_streams.streams import LogStreams, open_log_streams
 from stoker.machine import shortage
@@ -305,7 +306,11 @@ async def _drain(server: Server, scheduler: Scheduler, seconds: float) -> None:
 
 def _open_history(configuration: Configuration) -> AbstractAsyncContextManager[History]:
     path = configuration.path(configuration.server.state_directory) / "history.sqlite"
-    return open_history(path, configuration.history)
+    settings = configuration.history
+    if not configuration.executors and not path.exists():
+        # There will be nothing to record.
+        settings = HistorySettings(enabled=False)
+    return open_history(path, settings)
 
 
 async def _open_journal(

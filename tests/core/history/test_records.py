@@ -83,6 +83,19 @@ async def test_what_was_noted_is_found_by_every_name(tmp_path: Path) -> None:
     assert not run.was_cached()
 
 
+async def test_others_on_the_machine_cannot_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "history.sqlite"
+    async with open_history(path, HistorySettings()):
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+        assert {file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {0o600}
+
+
+async def test_a_folder_that_cannot_be_made_costs_the_records_only(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    async with open_history(tmp_path / "file" / "history.sqlite", HistorySettings()) as history:
+        assert not history.is_kept
+
+
 async def test_what_was_noted_last_is_written_when_it_closes(tmp_path: Path) -> None:
     async with opened(tmp_path) as history:
         history.note(ended("a"))

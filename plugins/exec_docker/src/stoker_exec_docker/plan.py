@@ -193,5 +193,7 @@ def _mounts(plan: ContainerPlan, slot: Path | None) -> list[dict[str, Any]]:
 
 
 def _tmpfs(plan: ContainerPlan) -> dict[str, str]:
-    options = f"rw,exec,nosuid,nodev,mode=1777,size={plan.tmpfs_bytes}"
+    uid, gid = plan.wishes.user
+    # The user's own: engines take the permissions over from the image, and not the owner.
+    options = f"rw,exec,nosuid,nodev,mode=1777,uid={uid},gid={gid},size={plan.tmpfs_bytes}"
     return dict.fromkeys(plan.temporary_folders, options)

@@ -195,9 +195,11 @@ class Containers:
     async def _exit_code(self, name: str) -> int:
         """Of a container that has ended, or is about to be told so; 0 otherwise."""
         with trio.move_on_after(_ENDING_SECONDS):
-            while (state := (await self._engine.inspect(name))["State"])["Running"]:
+            while True:
+                state = (await self._engine.inspect(name))["State"]
+                if not state["Running"]:
+                    return int(state["ExitCode"])
                 await trio.sleep(_ENDING_PAUSE_SECONDS)
-            return int(state["ExitCode"])
         return 0
 
     # --- removing --------------------------------------------------------------------------------

@@ -193,7 +193,9 @@ def _mounts(plan: ContainerPlan, slot: Path | None) -> list[dict[str, Any]]:
 
 
 def _tmpfs(plan: ContainerPlan) -> dict[str, str]:
-    uid, gid = plan.wishes.user
-    # The user's own: engines take the permissions over from the image, and not the owner.
-    options = f"rw,exec,nosuid,nodev,mode=1777,uid={uid},gid={gid},size={plan.tmpfs_bytes}"
+    options = f"rw,exec,nosuid,nodev,mode=1777,size={plan.tmpfs_bytes}"
+    if os.geteuid() != 0:
+        # Engines take permissions over from the image, and only root can undo that; the owner
+        # stays. Podman has no words for it.
+        options += ",uid={},gid={}".format(*plan.wishes.user)
     return dict.fromkeys(plan.temporary_folders, options)

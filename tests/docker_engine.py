@@ -66,6 +66,11 @@ class TestEngine:
                 raise NoEngine(f"dockerd does not start: {tail}")
             time.sleep(0.05)
 
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Stop it; its containers end with it, unless it is killed: then when it starts again."""
         assert self._process is not None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from stoker import spi
 from stoker.testing.execution_strategy_laws import Workplace, run
+
+keeping = pytest.mark.skipif(os.geteuid() != 0, reason="only root can keep containers")
 
 
 def place_at(folder: Path, user: spi.ProcessUser | None) -> Workplace:

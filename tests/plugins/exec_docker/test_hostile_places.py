@@ -16,7 +16,7 @@ from tests.docker_engine import BUSYBOX, busybox_tree, loaded_by
 
 from .conftest import OpenStrategy
 from .made_images import MakeImage
-from .places import asking, output, place_at
+from .places import asking, keeping, output, place_at
 
 
 async def test_a_link_of_an_image_leads_nowhere_out_here(  # ISO-07
@@ -38,6 +38,7 @@ async def test_a_link_of_an_image_leads_nowhere_out_here(  # ISO-07
     assert outside.stat().st_mode == mode
 
 
+@keeping
 async def test_a_tree_that_is_too_deep_to_empty_ends_its_container(
     open_docker: OpenStrategy, tmp_path: Path
 ) -> None:
@@ -67,6 +68,7 @@ async def test_a_container_that_somebody_ended_is_not_used(
         assert await outcome(strategy, place.spec("true")) == spi.Exit(0)
 
 
+@keeping
 async def test_two_strategies_of_one_server_keep_containers(
     open_docker: OpenStrategy, endpoint: str, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import trio
 from stoker import spi
 from stoker.testing.execution_strategy_laws import Witness, outcome, run
 from stoker_exec_docker import DockerSettings, open_strategy
+from stoker_exec_docker.plugin import check_engine
 from tests.docker_engine import BUSYBOX, NoEngine, TestEngine, import_images, running_engine
 
 from .conftest import OpenStrategy
@@ -117,6 +118,43 @@ async def test_an_engine_that_stays_away_is_unavailable_within_the_bound(
         with pytest.raises(spi.Unavailable, match="socket"):
             await run(strategy, place.spec("true"))
         await trio.to_thread.run_sync(own_engine.start)
+
+
+async def test_an_engine_that_stands_still_is_unavailable_within_the_bound(
+    own_engine: TestEngine, tmp_path: Path
+) -> None:
+    settings = DockerSettings(
+        endpoint=own_engine.endpoint,
+        default_image=BUSYBOX,
+        pull="never",
+        keep_containers="always",
+        engine_wait_seconds=0.5,
+        call_timeout_seconds=3,
+    )
+    async with open_strategy(settings, spi.Context("docker", tmp_path, {})) as strategy:
+        place = place_at(tmp_path / "actions" / "1", strategy.user)
+        assert await outcome(strategy, place.spec("true")) == spi.Exit(0)
+        own_engine.send(signal.SIGSTOP)
+        try:
+            with trio.fail_after(60), pytest.raises(spi.Unavailable):
+                await run(strategy, place.spec("true"))
+        finally:
+            own_engine.send(signal.SIGCONT)
+        assert await outcome(strategy, place.spec("true")) == spi.Exit(0)
+
+
+@pytest.mark.parametrize(
+    ("facts", "word"),
+    [
+        ({"OSType": "windows"}, "Linux"),
+        ({"CgroupDriver": "none"}, "control groups"),
+        ({"SecurityOptions": ["name=seccomp,profile=default", "name=rootless"]}, "rootless"),
+        ({"SecurityOptions": ["name=userns"]}, "userns"),
+    ],
+)
+def test_what_keeps_an_engine_from_being_used_is_told(facts: dict[str, object], word: str) -> None:
+    with pytest.raises(spi.ConfigurationError, match=word):
+        check_engine(facts, "strategies.boxes")
 
 
 async def test_trouble_with_the_engine_is_told(tmp_path: Path) -> None:

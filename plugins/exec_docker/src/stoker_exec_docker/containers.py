@@ -26,6 +26,8 @@ from stoker_exec_docker.shelf import Shelf, Ticket
 _MADE_AT_ONCE: Final = 4
 _EXPIRY_LOOK_SECONDS: Final = 5.0
 _CLOSING_SECONDS: Final = 30.0
+_ENDING_SECONDS: Final = 2.0
+_ENDING_PAUSE_SECONDS: Final = 0.05
 _FIRST_CODE_OF_A_SIGNAL: Final = 128
 _SHELL: Final = "a /bin/sh that this machine can run"
 
@@ -182,13 +184,23 @@ class Containers:
     ) -> spi.StokerError:
         """Why a container that was started does not run."""
         with suppress(NoSuchThing, Refused, NotAnswering):
-            code = (await self._engine.inspect(name))["State"]["ExitCode"]
+            code = await self._exit_code(name)
             if code == KEEPER_HAS_NO_SLEEP:
                 return _needs(plan, "a program sleep", str(error))
             # By itself it never ends, and who kills it leaves a higher one.
             if 0 < code < _FIRST_CODE_OF_A_SIGNAL:
                 return _needs(plan, _SHELL, f"{error}, with exit code {code}")
         return error
+
+    async def _exit_code(self, name: str) -> int:
+        """Of a container that has ended, or is about to be told so; 0 otherwise."""
+        with trio.move_on_after(_ENDING_SECONDS):
+            while True:
+                state = (await self._engine.inspect(name))["State"]
+                if not state["Running"]:
+                    return int(state["ExitCode"])
+                await trio.sleep(_ENDING_PAUSE_SECONDS)
+        return 0
 
     # --- removing --------------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ class Engine:
             )
         self.socket_path = endpoint.removeprefix(_PREFIX)
         self._endpoint = endpoint
-        self._call_timeout_seconds = call_timeout_seconds
+        self.call_timeout_seconds = call_timeout_seconds
         self._limiter = trio.CapacityLimiter(_CALLS_AT_ONCE)
         # A pull takes minutes, and must not hold up what takes moments.
         self._pull_limiter = trio.CapacityLimiter(_CALLS_AT_ONCE)
@@ -87,12 +87,13 @@ class Engine:
 
     async def connect(self) -> None:
         """Agree with the engine on a version, or find that it is still there."""
-        await self._in_thread(self._connect)
+        # Nothing is made by it: who waits only for so long need not wait for its thread.
+        await self._in_thread(self._connect, abandon=True)
 
     def _connect(self) -> None:
         if self._client is None:
             client = docker.APIClient(
-                base_url=self._endpoint, version="auto", timeout=self._call_timeout_seconds
+                base_url=self._endpoint, version="auto", timeout=self.call_timeout_seconds
             )
             components = client.version().get("Components") or ()
             self.is_podman = any("Podman" in part["Name"] for part in components)

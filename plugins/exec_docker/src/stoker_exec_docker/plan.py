@@ -194,4 +194,8 @@ def _mounts(plan: ContainerPlan, slot: Path | None) -> list[dict[str, Any]]:
 
 def _tmpfs(plan: ContainerPlan) -> dict[str, str]:
     options = f"rw,exec,nosuid,nodev,mode=1777,size={plan.tmpfs_bytes}"
+    if os.geteuid() != 0:
+        # Engines take permissions over from the image, and only root can undo that; the owner
+        # stays. Podman has no words for it.
+        options += ",uid={},gid={}".format(*plan.wishes.user)
     return dict.fromkeys(plan.temporary_folders, options)

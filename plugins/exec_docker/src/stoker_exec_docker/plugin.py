@@ -36,7 +36,7 @@ async def open_strategy(
     owner = owner_of(context.path("."), context.name)
     async with _engine(settings, table) as engine:
         info = await engine.info()
-        _check(info, table)
+        check_engine(info, table)
         await sweep(engine, owner)
         folder, why_not_kept = await trio.to_thread.run_sync(_shared_folder, settings, owner)
         try:
@@ -114,9 +114,14 @@ async def _engine(settings: DockerSettings, table: str) -> AsyncIterator[Engine]
         yield engine
 
 
-def _check(info: Facts, table: str) -> None:
+def check_engine(info: Facts, table: str) -> None:
+    """Raises ConfigurationError, which names what keeps an engine from being used."""
     if info.get("OSType", "linux") != "linux":
         raise spi.ConfigurationError([f"{table}: the engine runs no containers of Linux"])
+    mapping = {"name=userns", "name=rootless"}.intersection(info.get("SecurityOptions") or ())
+    if mapping:
+        problem = f"{table}: the engine gives users other numbers ({min(mapping)}), "
+        raise spi.ConfigurationError([problem + "so that nobody could remove what actions make"])
     if info.get("CgroupDriver") == "none":
         raise spi.ConfigurationError(
             [f"{table}: the engine has no control groups, by which processes are ended"]

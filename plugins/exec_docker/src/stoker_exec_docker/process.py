@@ -98,7 +98,11 @@ class DockerProcess(spi.Process):
         except (NoSuchThing, Refused, NotAnswering) as error:
             raise ContainerLost(str(error)) from error
         self._may_run = True
-        self._connection = await start_command(self._engine, self._command)
+        try:
+            with trio.fail_after(self._engine.call_timeout_seconds):
+                self._connection = await start_command(self._engine, self._command)
+        except trio.TooSlowError as error:
+            raise NotAnswering("the container engine does not answer in time") from error
         if self._output is not None:
             self.stdin, self.stdout = Stdin(self._connection), self._output
         self._nursery.start_soon(self._attend, self._connection)

@@ -52,6 +52,8 @@ def effective_document(configuration: Configuration) -> dict[str, Any]:
         "server": _plain(configuration.server),
         "log": _plain(configuration.log),
         "scheduler": _plain(configuration.scheduler),
+        "log_streams": _plain(configuration.log_streams),
+        "history": _plain(configuration.history),
     }
     for name, service in configuration.services.items():
         table = document.setdefault(name.table, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from itertools import takewhile
 from time import time_ns
 from typing import TYPE_CHECKING
 
@@ -115,8 +116,7 @@ class Scheduler:
         for a later server to do; `cache` is what that said, for the records. Raises Quarantined
         for an action that was lost too often (SCH-10); InvalidRequest, FailedPrecondition where
         none matches: see `Queue.add`; Overloaded where a limit is reached (EXE-25); Draining from
-        `stop` on. Then it leaves
-        nothing behind.
+        `stop` on. Then it leaves nothing behind.
         """
         time = trio.current_time()
         if self._stops_at is not None:
@@ -355,7 +355,8 @@ class Scheduler:
         self._away[executor] = reason
         self._hand_over(self._queue.detach(executor, now=trio.current_time()))
         for task in self._queue.stranded:
-            self._tell_what_it_waits_for(task)
+            if executor in task.kind.eligible:
+                self._tell_what_it_waits_for(task)
 
     def attach(self, executor: str) -> None:
         """`executor` takes actions again. No error if it does anyway."""
@@ -422,7 +423,9 @@ class Scheduler:
             self._tell(assignment.task, Stage.EXECUTING, metadata, streams)
 
     def renew(self, assignment: Assignment, seconds: float) -> bool:
-        """See `Lease.renew`."""
+        """See `Lease.renew`. No life is longer than the server's."""
+        if self._stops_at is not None:
+            seconds = min(seconds, self._stops_at - trio.current_time())
         renewed = self._queue.renew(assignment, trio.current_time() + seconds)
         self._alarm.set(self._queue.next_expiry)
         return renewed
@@ -439,6 +442,7 @@ class Scheduler:
         seat = Seat()
         self._floor[executor].idle.append(seat)
         self._hand_over(self._queue.offer(executor, now=trio.current_time()))
+        self._let_in()
         try:
             return await seat.wait()
         except trio.Cancelled:
@@ -554,8 +558,10 @@ class Scheduler:
         return timestamp(min(operation.queued_nanoseconds for operation in self._interest[task]))
 
     def _note_end(self, task: Task) -> None:
-        self._ends[task.merge_key] = self._end_count
-        self._ends.move_to_end(task.merge_key)
+        # Nobody looks for others, which would keep their actions here.
+        if task.action.cacheable:
+            self._ends[task.merge_key] = self._end_count
+            self._ends.move_to_end(task.merge_key)
         self._end_count += 1
         while len(self._ends) > _REMEMBERED_ENDS:
             self._ends.popitem(last=False)
@@ -622,14 +628,17 @@ class Scheduler:
         now = trio.current_time()
         for assignment in self._queue.expired(now):
             self._lose(assignment)
-        wait_seconds = self._settings.wait_for_executor_seconds
-        for task, since in [*self._queue.stranded.items()]:
-            if since + wait_seconds > now:
-                break
-            if self._stops_at is None:
-                error = none_came(task.kind.eligible, self._away, wait_seconds)
-                self._complete(task, Outcome(error=error))
+        if self._stops_at is None:
+            self._end_waits(now)
         self._set_alarm()
+
+    def _end_waits(self, now: float) -> None:
+        wait_seconds = self._settings.wait_for_executor_seconds
+        # Only those that are due are looked at, of thousands that may wait.
+        waits = self._queue.stranded.items()
+        for task, _ in [*takewhile(lambda wait: wait[1] + wait_seconds <= now, waits)]:
+            error = none_came(task.kind.eligible, self._away, wait_seconds)
+            self._complete(task, Outcome(error=error))
 
     def _set_alarm(self) -> None:
         self._alarm.set(self._queue.next_expiry)
@@ -676,6 +685,8 @@ class Scheduler:
     async def _await_clients(self, restored: Iterable[Operation]) -> None:
         await trio.sleep(self._settings.reconnect_seconds)
         for operation in restored:
+            # There may be as many as a queue holds, and others want their turn.
+            await trio.lowlevel.checkpoint()
             if operation.watchers == 0 and operation.departures == 0:
                 self._abandon(operation)
 

@@ -90,7 +90,7 @@ async def open_database(
 
 
 def _open(path: Path, schema: Sequence[str], version: int) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         return _connect(path, schema, version)
     except _NotOurs as error:
@@ -110,6 +110,8 @@ class _NotOurs(Exception):
 
 
 def _connect(path: Path, schema: Sequence[str], version: int) -> sqlite3.Connection:
+    # Others on the machine have no business with what clients do. SQLite's own files follow suit.
+    path.touch(mode=0o600)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
     try:
         # Before anything else: it makes the first statement take the lock that tells another
@@ -121,7 +123,7 @@ def _connect(path: Path, schema: Sequence[str], version: int) -> sqlite3.Connect
         _make(connection, schema, version)
     except sqlite3.DatabaseError as error:
         connection.close()
-        if error.sqlite_errorcode in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             raise _NotOurs("damaged") from error
         raise
     except BaseException:
@@ -146,7 +148,8 @@ def _make(connection: sqlite3.Connection, schema: Sequence[str], version: int) -
 
 
 def _translated(error: Exception, path: Path) -> StorageFull | Unavailable:
-    code = getattr(error, "sqlite_errorcode", None)
+    # Its lowest byte tells the kind, and the others the place where it came up.
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return StorageFull(f"the disk of {path} is full")
     if code == sqlite3.SQLITE_BUSY:

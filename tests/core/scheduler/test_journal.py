@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -23,6 +24,7 @@ from stoker.errors import StokerError, Unavailable
 from stoker.frontend.status import to_status
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler import journal as journal_module
+from stoker.scheduler import journal_rows as rows
 from stoker.scheduler.journal import FILE, Journal, open_journal
 from stoker.scheduler.journal_rows import (
     SCHEMA,
@@ -32,6 +34,7 @@ from stoker.scheduler.journal_rows import (
     decode_outcome,
     encode_outcome,
 )
+from stoker.scheduler.losses import key_of
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.queue import Stage
 from stoker.scheduler.records import Records
@@ -127,6 +130,26 @@ async def test_what_was_recorded_needs_no_orderly_end(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
     (kept,) = await left_in(copy)
     assert facts(kept.operation) == facts(operation)
+
+
+async def test_what_happens_during_the_last_write_is_written_too(tmp_path: Path) -> None:
+    records, threads = make_records(), trio.to_thread.current_default_thread_limiter()
+    async with trio.open_nursery() as nursery, open_journal(tmp_path, SETTINGS) as (journal, _):
+        before = accept(journal, records, "before")
+        await journal.wait_recorded(before)
+        accept(journal, records, "last")
+        total, threads.total_tokens = threads.total_tokens, 1
+        await threads.acquire_on_behalf_of(journal)
+
+        async def go_on() -> None:
+            await trio.testing.wait_all_tasks_blocked()  # the last batch is on its way
+            end(journal, before)
+            threads.release_on_behalf_of(journal)
+            threads.total_tokens = total
+
+        nursery.start_soon(go_on)
+    first, _ = await left_in(tmp_path)
+    assert first.operation.outcome == before.outcome
 
 
 async def test_what_is_forgotten_stays_so(tmp_path: Path) -> None:
@@ -307,7 +330,44 @@ async def test_a_damaged_row_costs_itself_only(tmp_path: Path) -> None:
         await database.change(
             [Change("UPDATE operations SET function = 'crc' WHERE number < ?", [(sound.number,)])]
         )
+        await database.change(
+            [
+                Change(
+                    rows.ADD_LOSS, [(b"sound", 1, time.time_ns(), "a", 0), (b"bad", 1, "x", "a", 0)]
+                )
+            ]
+        )
     assert [each.operation.name for each in await left_in(tmp_path)] == [sound.name]
+    # Nor is it met again by each server after this one.
+    async with open_database(tmp_path / FILE, schema=SCHEMA, version=VERSION) as database:
+        assert [row[0] for row in await database.read(rows.READ)] == [sound.number]
+        assert [row[0] for row in await database.read(rows.READ_LOSSES)] == [b"sound"]
+
+
+async def test_what_cannot_be_opened_is_told_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "in-hand").mkdir()
+    with pytest.RaisesGroup(pytest.RaisesExc(Unavailable, match="in-hand")):
+        await left_in(tmp_path)
+
+
+async def test_nobody_else_on_the_machine_reads_the_names(tmp_path: Path) -> None:  # OPS-02
+    async with open_journal(tmp_path / "new", SETTINGS) as (journal, _):
+        await journal.wait_recorded(accept(journal, make_records(), "a"))
+        modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "new").iterdir()}
+    assert len(modes) == 3
+    assert set(modes.values()) == {0o600}
+
+
+async def test_losses_are_forgotten_in_time(tmp_path: Path) -> None:  # SCH-10
+    settings = SchedulerSettings(quarantine_seconds=0.0)
+    async with open_journal(tmp_path, settings) as (journal, _):
+        for name in ("a", "b", "c", "c"):
+            journal.lost(make_action(name), "one", time.time_ns())
+        # Those of an action that is lost again count, however long ago they were.
+        assert [key for key, _ in journal.losses] == [key_of(make_action("c"))] * 2
+    async with open_database(tmp_path / FILE, schema=SCHEMA, version=VERSION) as database:
+        found = await database.read(rows.READ_LOSSES)
+    assert [row[0] for row in found] == [key_of(make_action("c"))] * 2
 
 
 async def test_two_servers_cannot_have_the_same_journal(tmp_path: Path) -> None:

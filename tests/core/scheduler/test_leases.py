@@ -335,6 +335,33 @@ async def test_who_has_no_more_patience_gets_all_back_at_once(nursery: trio.Nurs
         nursery.cancel_scope.cancel()
 
 
+async def test_no_executor_can_put_off_the_end_of_a_server(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:  # SCH-06
+    async with opened() as scheduler:
+        submit(scheduler, "a")
+        slot = Slot(scheduler, "one")
+        lease: Lease = await nursery.start(slot.run)
+        begun = trio.current_time()
+        nursery.start_soon(scheduler.drain, 5)
+        await trio.sleep(1)
+        assert lease.renew(1000)
+        with trio.move_on_after(100):
+            while not lease.scope.cancel_called:
+                await trio.sleep(0.5)
+        assert trio.current_time() - begun == pytest.approx(5, abs=0.5)
+        await slot.let_go()
+
+
+async def test_who_waits_for_another_executor_hears_nothing_of_one_that_goes() -> None:  # EXE-14
+    async with opened() as scheduler:
+        operation = submit(scheduler, "a", "one")
+        scheduler.detach("one", "is away")
+        version = operation.version
+        scheduler.detach("two", "is away")
+        assert operation.version == version
+
+
 async def test_a_server_without_work_stops_at_once() -> None:
     async with opened() as scheduler:
         submit(scheduler, "a")

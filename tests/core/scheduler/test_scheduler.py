@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -18,12 +19,14 @@ from stoker.errors import Cancelled, InternalError, OperationNotFound, Unavailab
 from stoker.log_streams.names import StreamNames
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Capacity
+from stoker.scheduler.journal_rows import Kept, Request
 from stoker.scheduler.matching import Offer
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.queue import Stage
 from stoker.scheduler.scheduler import Scheduler, open_scheduler
 from stoker.scheduler.settings import SchedulerSettings
 from stoker.scheduler.slots import FileResult, Run, serve_slot
+from stoker.scheduler.suspects import Waiting
 
 CAPACITY = Capacity.of_executor(slots=4, cpus=4, memory_bytes=2**30, default_memory_bytes=None)
 EXECUTORS = {"one": Offer({"OSFamily": ("linux",)}, CAPACITY)}
@@ -502,3 +505,52 @@ async def test_a_result_that_is_being_filed_is_not_shared_with_who_wants_a_fresh
             filed.set()
         assert waited == [Stage.COMPLETED]
         nursery.cancel_scope.cancel()
+
+
+async def test_what_is_never_looked_up_is_not_kept(nursery: trio.Nursery) -> None:
+    executor = Executor()
+    executor.release.set()
+    async with opened() as scheduler:
+        executor.start(nursery, scheduler)
+        # The slot has the last one still.
+        for name in ("secret", "last"):
+            await submit(scheduler, name, cacheable=False).wait_completed()
+        await trio.testing.wait_all_tasks_blocked()
+        gc.collect()
+        digest = make_action("secret").digest
+        held = [each for each in gc.get_objects() if isinstance(each, LoadedAction)]
+        assert [each for each in held if each.digest == digest] == []
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("max_queued", [0, 1, 9])
+async def test_more_than_may_be_queued_is_let_in_in_its_order(
+    nursery: trio.Nursery, max_queued: int
+) -> None:  # SCH-07
+    executor, names = Executor(), "abcde"
+    executor.release.set()
+    async with opened(max_queued=max_queued) as scheduler:
+        actions = [make_action(name) for name in names]
+        request = Request(0, skip_cache_lookup=False, metadata=reapi.RequestMetadata())
+        operations = [
+            Operation(name=name, number=i, namespace="team", action_digest=action.digest)
+            for i, (name, action) in enumerate(zip(names, actions, strict=True))
+        ]
+        scheduler.restore([Kept(operation, request, 0) for operation in operations])
+        for operation, action in zip(operations, actions, strict=True):
+            scheduler.resume(Waiting(operation, action, 0, EXECUTORS))
+        executor.start(nursery, scheduler)
+        await trio.testing.wait_all_tasks_blocked()
+        assert executor.ran == [action.digest.hash for action in actions]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_run_does_not_grow_with_those_who_come_and_go() -> None:
+    async with opened() as scheduler:
+        first = submit(scheduler, "a")
+        for _ in range(3000):
+            scheduler.cancel(submit(scheduler, "a"))
+        record = scheduler.run_of(first)
+        assert record is not None
+        assert record.sharers[0].name == first.name
+        assert len(record.sharers) <= 1000

@@ -204,12 +204,6 @@ def _changes(batch: list[RunRecord], first: int) -> list[Change]:
     ]
 
 
-def _make_private(path: Path) -> None:
-    """Others on the machine have no business with what clients do."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-
-
 @asynccontextmanager
 async def open_history(path: Path, settings: HistorySettings) -> AsyncIterator[History]:
     """The records in the file `path`. Where it cannot be opened there are none, and a line in the
@@ -223,12 +217,11 @@ async def open_history(path: Path, settings: HistorySettings) -> AsyncIterator[H
         return
     async with AsyncExitStack() as stack:
         try:
-            _make_private(path)
             database = await stack.enter_async_context(
                 open_database(path, schema=_SCHEMA, version=_VERSION)
             )
             [[last]] = await database.read("SELECT coalesce(max(id), 0) FROM runs")
-        except (StorageFull, Unavailable, OSError) as error:
+        except (StorageFull, Unavailable) as error:
             _log.warning("runs are not recorded", reason=str(error))
             yield History(None, settings, f"no runs are recorded: {error}")
             return

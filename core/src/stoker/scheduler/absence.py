@@ -44,7 +44,8 @@ class Absence:
         self.reasons[executor] = reason
         self._floor.hand_over(self._queue.detach(executor, now=trio.current_time()))
         for task in self._queue.stranded:
-            self.tell(task)
+            if executor in task.kind.eligible:
+                self.tell(task)
 
     def attach(self, executor: str) -> None:
         """`executor` takes actions again. No error if it does anyway."""

@@ -68,8 +68,10 @@ class Completions:
         return self._queue.complete(task, now=trio.current_time())
 
     def _remember(self, task: Task) -> None:
-        self._numbers[task.merge_key] = self.count
-        self._numbers.move_to_end(task.merge_key)
+        # Nobody looks for others, which would keep their actions here.
+        if task.action.cacheable:
+            self._numbers[task.merge_key] = self.count
+            self._numbers.move_to_end(task.merge_key)
         self.count += 1
         while len(self._numbers) > _REMEMBERED:
             self._numbers.popitem(last=False)

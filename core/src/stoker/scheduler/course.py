@@ -14,6 +14,10 @@ Note = Callable[[RunRecord], None]
 """Takes what is told of a run that has ended. It is called for each, and must take no time."""
 
 
+MAX_SHARERS = 1000
+"""How many operations of a run are remembered: the first. Any number may come and go."""
+
+
 @dataclass(slots=True)
 class _Course:
     """How a task came to be run. `Task.tried` says where."""
@@ -39,7 +43,8 @@ class Courses:
             wait = self._queue.outlook(task).sentence() if task.stage is Stage.QUEUED else ""
             course = _Course(operation.cache, operation.queued_nanoseconds, wait)
             self._courses[task] = course
-        course.sharers.append(Sharer(operation.name, operation.principal))
+        if len(course.sharers) < MAX_SHARERS:
+            course.sharers.append(Sharer(operation.name, operation.principal))
 
     def end(self, task: Task, outcome: Outcome) -> None:
         """`task` has ended. Later calls change nothing."""

@@ -52,6 +52,8 @@ class Departures:
         """Abandon those of `operations` that nobody waits for, nor has, `seconds` from now."""
         await trio.sleep(seconds)
         for operation in operations:
+            # There may be as many as a queue holds, and others want their turn.
+            await trio.lowlevel.checkpoint()
             if operation.watchers == 0 and operation.departures == 0:
                 self._abandon(operation)
 

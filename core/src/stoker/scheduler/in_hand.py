@@ -7,6 +7,7 @@ action that kills the server within the time of a batch.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -16,6 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from stoker.errors import StorageFull, Unavailable
 from stoker.scheduler.losses import KEY_BYTES, Loss
 
 _ENTRIES = 4096
@@ -69,12 +71,28 @@ class InHand:
 
 @contextmanager
 def open_in_hand(path: Path) -> Iterator[InHand]:
-    """The file `path`, made where there is none. Raises OSError, also where the disk is full."""
-    with path.open("a+b") as file:
+    """The file `path`, made where there is none, for nobody else on the machine to read.
+
+    Raises StorageFull where the disk is full, and Unavailable where it cannot be used.
+    """
+    try:
+        memory = _mapped(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(f"the disk of {path} is full") from error
+        raise Unavailable(f"{path} cannot be used: {error.strerror}") from error
+    with closing(memory):
+        yield InHand(memory)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
         # Now, and not when a page is first written: that would be a signal, and no error.
-        os.posix_fallocate(file.fileno(), 0, _SIZE)
-        with closing(mmap.mmap(file.fileno(), _SIZE)) as memory:
-            yield InHand(memory)
+        os.posix_fallocate(descriptor, 0, _SIZE)
+        return mmap.mmap(descriptor, _SIZE)
+    finally:
+        os.close(descriptor)
 
 
 def _entries(memory: mmap.mmap) -> Iterator[Left]:

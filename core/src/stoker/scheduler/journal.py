@@ -8,7 +8,7 @@ and one that is forgotten within it none.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +101,13 @@ class Journal:
 
     def lost(self, action: LoadedAction, executor: str, began_nanoseconds: int) -> None:
         """`executor`, which had `action`, is lost."""
-        key = key_of(action)
+        key, oldest = key_of(action), self._oldest_loss()
         loss = Loss(began_nanoseconds, time.time_ns(), executor, with_server=False)
         self.losses.note(key, loss)
         self._gather(self._changes, Change(rows.ADD_LOSS, [(key, *loss)]))
+        # There may never be another word of those that nobody asks for again.
+        self.losses.forget_before(oldest, but=key)
+        self._gather(self._changes, Change(rows.FORGET_LOSSES, [(oldest, key)]))
 
     def survived(self, action: LoadedAction) -> None:
         """`action` ran, and ended by itself: what was lost with it had another reason."""
@@ -231,7 +234,8 @@ class Journal:
                 self._suspend()
                 log.error("operations do not outlive the server now", reason=str(error))  # noqa: TRY400 # full disks are no bugs
             done.set()
-            if self._closing.is_set():
+            # What happened during the last write still wants another one.
+            if self._closing.is_set() and not self._wake.is_set():
                 return
 
     def _suspend(self) -> None:
@@ -254,18 +258,25 @@ class Journal:
 
     async def _take_up(self, database: Database, in_hand: InHand) -> list[Kept]:
         """What the server before this one left, after its death is counted."""
-        oldest = time.time_ns() - int(self.losses.bounds.quarantine_seconds * 1e9)
         left = [(entry.key, *entry.loss) for entry in in_hand.left]
-        await database.change(
-            [Change(rows.ADD_LOSS, left), Change(rows.FORGET_LOSSES, [(oldest,)])]
-        )
+        forgetting = Change(rows.FORGET_LOSSES, [(self._oldest_loss(), b"")])
+        await database.change([Change(rows.ADD_LOSS, left), forgetting])
         in_hand.clear()
-        for row in await database.read(rows.READ_LOSSES):
-            self.losses.note(*rows.kept_loss(row))
-        kept = [*_readable(await database.read(rows.READ))]
+        kept, bad = _read_all(await database.read(rows.READ), rows.kept)
+        losses, bad_losses = _read_all(await database.read(rows.READ_LOSSES), rows.kept_loss)
+        # Nobody would ever forget them.
+        await database.change(
+            [Change(rows.FORGET, bad), Change(rows.CLEAR_LOSSES, bad_losses)],
+        )
+        for key, loss in losses:
+            self.losses.note(key, loss)
         for each in kept:
             self._adopt(each)
         return kept
+
+    def _oldest_loss(self) -> int:
+        """Actions that were last lost before this time of day are suspects no more."""
+        return time.time_ns() - int(self.losses.bounds.quarantine_seconds * 1e9)
 
     def _adopt(self, kept: Kept) -> None:
         done = trio.Event()
@@ -295,12 +306,18 @@ async def _write(
         await database.change(changes)
 
 
-def _readable(found: Iterable[Row]) -> Iterator[Kept]:
+def _read_all(
+    found: Iterable[Row], read: Callable[[Row], Gathered]
+) -> tuple[list[Gathered], list[Row]]:
+    """What `found` tells, and the keys of rows that are damaged."""
+    readable, damaged = [], []
     for row in found:
         try:
-            yield rows.kept(row)
+            readable.append(read(row))
         except (ValueError, StokerError, DecodeError) as error:
-            log.warning("an operation of the journal is unreadable", row=row[0], reason=str(error))
+            log.warning("a row of the journal is unreadable", row=row[0], reason=str(error))
+            damaged.append(row[:1])
+    return readable, damaged
 
 
 def is_journal(folder: Path) -> bool:

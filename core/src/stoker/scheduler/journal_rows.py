@@ -43,7 +43,7 @@ ADD_LOSS = "INSERT OR IGNORE INTO losses VALUES (?, ?, ?, ?, ?)"
 CLEAR_LOSSES = "DELETE FROM losses WHERE key = ?"
 FORGET_LOSSES = (
     "DELETE FROM losses WHERE key IN "
-    "(SELECT key FROM losses GROUP BY key HAVING max(lost_nanoseconds) < ?)"
+    "(SELECT key FROM losses GROUP BY key HAVING max(lost_nanoseconds) < ?) AND key != ?"
 )
 FORGET_ALL_LOSSES = "DELETE FROM losses"
 READ_LOSSES = "SELECT * FROM losses ORDER BY lost_nanoseconds"

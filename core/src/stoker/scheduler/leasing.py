@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stoker.log_streams.names import StreamNames
     from stoker.scheduler.absence import Absence
     from stoker.scheduler.completions import Completions
+    from stoker.scheduler.entrance import Entrance
     from stoker.scheduler.floor import Floor
     from stoker.scheduler.journal import Journal
     from stoker.scheduler.operations import Operations
@@ -86,9 +87,10 @@ class Leases:
         queue: Queue,
         operations: Operations,
         floor: Floor,
-        absence: Absence,
-        completions: Completions,
         *,
+        absence: Absence,
+        entrance: Entrance,
+        completions: Completions,
         journal: Journal,
         alarm: Alarm,
         shutdown: Shutdown,
@@ -98,6 +100,7 @@ class Leases:
         self._operations = operations
         self._floor = floor
         self._absence = absence
+        self._entrance = entrance
         self._completions = completions
         self._journal = journal
         self._alarm = alarm
@@ -131,7 +134,9 @@ class Leases:
             self._operations.tell(assignment.task, Stage.EXECUTING, metadata, streams)
 
     def renew(self, assignment: Assignment, seconds: float) -> bool:
-        """See `Lease.renew`."""
+        """See `Lease.renew`. No life is longer than the server's."""
+        if self._shutdown.has_begun:
+            seconds = min(seconds, self._shutdown.seconds_left)
         renewed = self._queue.renew(assignment, trio.current_time() + seconds)
         self._alarm.set(self._queue.next_expiry)
         return renewed
@@ -148,6 +153,7 @@ class Leases:
         seat = Seat()
         self._floor[executor].idle.append(seat)
         self._floor.hand_over(self._queue.offer(executor, now=trio.current_time()))
+        self._entrance.let_in()
         try:
             return await seat.wait()
         except trio.Cancelled:

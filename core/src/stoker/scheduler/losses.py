@@ -71,11 +71,12 @@ class Losses:
         """The action of this key has ended by itself. Returns whether anything was known of it."""
         return self._by_key.pop(key, None) is not None
 
-    def forget_before(self, nanoseconds: int) -> None:
-        """Forget the actions that were last lost before this time."""
+    def forget_before(self, nanoseconds: int, *, but: bytes = b"") -> None:
+        """Forget the actions that were last lost before this time, `but` this one."""
         old = [k for k, held in self._by_key.items() if held[-1].lost_nanoseconds < nanoseconds]
         for key in old:
-            del self._by_key[key]
+            if key != but:
+                del self._by_key[key]
 
     def suspects_at_once(self, losses: int) -> int:
         """How many actions that were lost with the server may run at the same time, where one of

@@ -10,6 +10,7 @@ clock that never goes back.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -78,9 +79,9 @@ class Queue:
         self._ledger = Ledger()
         self._sequence = 0
         self._stopped = False
-        self.stranded: dict[Task, float] = {}
+        self.stranded: OrderedDict[Task, float] = OrderedDict()
         """What waits while none of the executors that could ever run it is there, and since when
-        (EXE-14)."""
+        (EXE-14); longest first."""
         self.queued = 0
         """How many tasks wait."""
         self.executing = 0

@@ -34,7 +34,6 @@ class Suspects:
     losses: Losses
     _present: Counter[bytes] = field(default_factory=Counter)
     _waiting: list[tuple[int, int, Waiting]] = field(default_factory=list)
-    _sequence: int = 0
 
     def may_enter(self, action: LoadedAction) -> bool:
         """Whether `action` may be queued now."""
@@ -58,10 +57,10 @@ class Suspects:
 
     def hold(self, waiting: Waiting) -> None:
         """Keep an operation until there is room for it."""
-        self._sequence += 1
         lost = self.losses.with_server(key_of(waiting.action))
-        # By number before what cannot be compared.
-        insort(self._waiting, (lost, self._sequence, waiting), key=lambda each: each[:2])
+        # By the order in which they were accepted: one that finds no room keeps its place.
+        entry = (lost, waiting.operation.number, waiting)
+        insort(self._waiting, entry, key=lambda each: each[:2])
 
     def next_to_enter(self) -> Waiting | None:
         """Take out the first of those that wait, if it may enter or has ended already."""

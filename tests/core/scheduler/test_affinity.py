@@ -48,7 +48,7 @@ def end(queue: Queue, task: Task) -> None:
     queue.offer(held.executor, now=0)
 
 
-def test_a_tool_goes_where_it_has_run_and_no_idle_slot_is_left_for_that() -> None:
+def test_a_tool_goes_where_it_has_run_and_no_idle_slot_is_left_for_that() -> None:  # SCH-09
     queue = make_queue()
     executors = [add(queue, "javac").executor for _ in range(5)]
     assert executors == ["a", "a", "b", "b", "c"]
@@ -71,7 +71,7 @@ def test_one_goes_where_its_input_root_was() -> None:
     assert add(queue, inputs=b"these").executor == "a"
 
 
-def test_an_edited_action_goes_where_its_input_root_is_near() -> None:
+def test_an_edited_action_goes_where_its_input_root_is_near() -> None:  # SCH-09
     queue = make_queue()
     assert add(queue, inputs=b"a1", output="a.o").executor == "a"
     assert add(queue, inputs=b"b1", output="b.o").executor == "b"
@@ -88,7 +88,7 @@ def test_without_a_worker_or_inputs_all_get_the_same() -> None:
     assert executors == ["a", "b", "c", "a", "b", "c"]
 
 
-def test_nothing_waits_for_a_warm_executor() -> None:
+def test_nothing_waits_for_a_warm_executor() -> None:  # SCH-09
     queue = make_queue(slots=1)
     warm = add(queue, "javac")
     others = [add(queue), add(queue)]

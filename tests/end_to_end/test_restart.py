@@ -153,6 +153,7 @@ async def wait_running(folder: Path, *words: str) -> None:
 
 
 def test_all_that_was_accepted_outlives_a_kill(tmp_path: Path) -> None:  # OPS-09, OPS-11, OPS-13
+    # SCH-07
     async def before(client: Client) -> tuple[operations_pb2.Operation, list[str]]:
         ended = await client.begin(await client.upload("sleep 0.2; echo ended"))
         await client.wait(ended)

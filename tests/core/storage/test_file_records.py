@@ -16,9 +16,11 @@ from stoker.storage.memory import MemoryBlobStore
 from stoker.storage.tree_cache import InputTrees, read_input_tree
 
 
-def node(name: str, function: DigestFunction = SHA256, **fields: bool) -> reapi.FileNode:
+def node(
+    name: str, function: DigestFunction = SHA256, *, is_executable: bool = False
+) -> reapi.FileNode:
     digest = function.digest(b"content")
-    return reapi.FileNode(name=name, digest=digest.to_proto(), **fields)
+    return reapi.FileNode(name=name, digest=digest.to_proto(), is_executable=is_executable)
 
 
 def varied(random_: random.Random, function: DigestFunction) -> bytes:

@@ -119,3 +119,17 @@ def test_files_are_forgotten_in_the_end_and_read_again() -> None:
     assert look("f", "g", "a") == ["f", "g"]
     # By now more have come than are kept since these were asked for.
     assert look("h", "b", "a") == ["h", "b"]
+
+
+def test_the_same_bytes_of_another_digest_function_are_another_file() -> None:
+    # GEN-10
+    records = FileRecords()
+    data = reapi.Directory(files=[node("a")]).SerializeToString()
+
+    def parse(digest: Digest, nodes: Iterable[reapi.FileNode]) -> Iterator[NamedEntry]:
+        for each in nodes:
+            yield each.name, FileEntry(digest.function.parse(each.digest))
+
+    for function in (SHA256, BLAKE3, SHA256):
+        [(_, entry)] = records.read(function.digest(data), data, parse).files
+        assert entry.digest.function is function

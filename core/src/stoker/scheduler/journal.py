@@ -8,7 +8,7 @@ and one that is forgotten within it none.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from stoker.scheduler.settings import SchedulerSettings
 
 Gathered = TypeVar("Gathered")
+Found = TypeVar("Found")
 
 log = structlog.get_logger(__name__)
 
@@ -260,9 +261,9 @@ class Journal:
             [Change(rows.ADD_LOSS, left), Change(rows.FORGET_LOSSES, [(oldest,)])]
         )
         in_hand.clear()
-        for row in await database.read(rows.READ_LOSSES):
-            self.losses.note(*rows.kept_loss(row))
-        kept = [*_readable(await database.read(rows.READ))]
+        for key, loss in _readable(rows.kept_loss, await database.read(rows.READ_LOSSES)):
+            self.losses.note(key, loss)
+        kept = [*_readable(rows.kept, await database.read(rows.READ))]
         for each in kept:
             self._adopt(each)
         return kept
@@ -295,12 +296,12 @@ async def _write(
         await database.change(changes)
 
 
-def _readable(found: Iterable[Row]) -> Iterator[Kept]:
-    for row in found:
+def _readable(read: Callable[[Row], Found], rows_found: Iterable[Row]) -> Iterator[Found]:
+    for row in rows_found:
         try:
-            yield rows.kept(row)
+            yield read(row)
         except (ValueError, StokerError, DecodeError) as error:
-            log.warning("an operation of the journal is unreadable", row=row[0], reason=str(error))
+            log.warning("a row of the journal is unreadable", row=row[0], reason=str(error))
 
 
 def is_journal(folder: Path) -> bool:

@@ -13,8 +13,13 @@ import trio
 from google.longrunning import operations_pb2
 
 from stoker.digest import SHA256, Digest
+from stoker.frontend.explanation import HELD_BACK, held_back_message
 from stoker.protos import explain_pb2 as explain
 from stoker.protos import remote_execution_pb2 as reapi
+from stoker.scheduler.journal_rows import Kept, Request
+from stoker.scheduler.operation import Operation
+from stoker.scheduler.scheduler import open_scheduler
+from stoker.scheduler.settings import SchedulerSettings
 from stoker.testing.server import EXECUTING, open_test_server
 
 from .conftest import Client, code_of
@@ -415,3 +420,29 @@ async def test_without_records_what_has_ended_is_not_known(tmp_path: Path) -> No
         await run(client, action)
         assert await code_of(explain_action(client, action)) == grpc.StatusCode.UNAVAILABLE
     assert not list(tmp_path.rglob("history.sqlite*"))
+
+
+async def test_where_the_records_lie_is_for_the_log_to_say(tmp_path: Path) -> None:  # SEC-06
+    (tmp_path / "stoker-state" / "history.sqlite").mkdir(parents=True)
+    async with open_client(EXECUTING, tmp_path) as client:
+        action = await put_copy(client)
+        await run(client, action)
+        with pytest.raises(grpc.RpcError) as refused:
+            await explain_action(client, action)
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert str(tmp_path) not in refused.value.details()
+    assert "log" in refused.value.details()
+
+
+async def test_what_is_kept_back_names_nobody_elses_operation() -> None:  # SEC-06, SCH-10
+    digest = SHA256.digest(b"suspect")
+    held = Operation(
+        name="operations/1", number=1, namespace="", principal="alice", action_digest=digest
+    )
+    request = Request(0, skip_cache_lookup=False, metadata=reapi.RequestMetadata())
+    async with open_scheduler({}, SchedulerSettings()) as scheduler:
+        scheduler.restore([Kept(held, request, 0)])
+        for principal, names in (("alice", [held.name]), ("bob", [])):
+            assert scheduler.run_of(held) is None
+            message = held_back_message(held, principal)
+            assert (list(message.operation_names), message.wait) == (names, HELD_BACK)

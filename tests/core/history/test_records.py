@@ -238,3 +238,31 @@ async def test_a_damaged_record_costs_itself_only(tmp_path: Path, spoilt: str) -
 async def newest(history: History, name: str) -> KeptRun:
     [run] = await history.find_action("", action(name).digest.hash, 1)
     return run
+
+
+@pytest.mark.parametrize("moments", range(8))
+async def test_who_asks_and_goes_takes_no_records_along(tmp_path: Path, moments: int) -> None:
+    async with opened(tmp_path) as history:
+        names = [f"{n}" for n in range(5)]
+        for name in names:
+            history.note(ended(name))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(history.hashes, "", "0")
+            for _ in range(moments):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        assert await kept(history, *names) == names
+
+
+async def test_where_the_file_lies_is_for_the_log_to_say(tmp_path: Path) -> None:  # SEC-06
+    async with opened(tmp_path) as history:
+        # More than it has in memory.
+        names = [f"{n}" * 5000 for n in range(100, 700)]
+        for name in names:
+            history.note(ended(name))
+        await history.write()
+        for file in tmp_path.glob("history.sqlite*"):
+            file.write_bytes(b"no database")
+        with pytest.raises(Unavailable) as caught:
+            await kept(history, *names)
+    assert str(tmp_path) not in str(caught.value)

@@ -66,7 +66,7 @@ class ExplainService:
         if operation is not None and (found := self._on_its_way(operation, call.principal)):
             run, explanation = found
         elif operation is not None and operation.stage is not Stage.COMPLETED:
-            return explain.Explanation(run=held_back_message(operation))
+            return explain.Explanation(run=held_back_message(operation, call.principal))
         else:
             run = await self._find_ended(instance, request, call.principal)
             names = await self._history.operations(run, call.principal)

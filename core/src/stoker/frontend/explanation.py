@@ -68,8 +68,11 @@ def run_message(
     return message
 
 
-def held_back_message(operation: Operation) -> explain.Run:
-    """An operation that is not queued yet: it was accepted, and its action may not run now."""
+def held_back_message(operation: Operation, principal: str) -> explain.Run:
+    """An operation that is not queued yet: it was accepted, and its action may not run now.
+
+    Its name is told to its own client only (SEC-06).
+    """
     message = explain.Run(
         instance_name=operation.namespace,
         digest_function=operation.action_digest.function.number,
@@ -77,7 +80,7 @@ def held_back_message(operation: Operation) -> explain.Run:
         mnemonic=operation.mnemonic,
         target=operation.target,
         stage=reapi.ExecutionStage.QUEUED,
-        operation_names=[operation.name],
+        operation_names=[operation.name] if operation.principal == principal else [],
         cache_verdict=operation.cache.verdict.value,
         cache_detail=operation.cache.detail,
         wait=HELD_BACK,

@@ -139,7 +139,12 @@ class History:
             raise Unavailable(self._why_not)
         # What ended a moment ago is what people ask about.
         await self.write()
-        return await self._database.read(query, *values)
+        try:
+            return await self._database.read(query, *values)
+        except (StorageFull, Unavailable) as error:
+            _log.warning("records cannot be read", reason=str(error))
+            # Whoever asks is not told where the file lies.
+            raise Unavailable("the records cannot be read: the server's log says why") from error
 
     # --- writing
 
@@ -156,7 +161,10 @@ class History:
             while self._waiting:
                 self._news = trio.Event()
                 batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
-                await self._write(batch)
+                # Whoever asked may go meanwhile, and must not take along what others have noted.
+                with trio.CancelScope(shield=True):
+                    await self._write(batch)
+                await trio.lowlevel.checkpoint_if_cancelled()
 
     async def _write(self, batch: list[RunRecord]) -> None:
         if self._database is None:
@@ -232,7 +240,7 @@ async def open_history(path: Path, settings: HistorySettings) -> AsyncIterator[H
             [[last]] = await database.read("SELECT coalesce(max(id), 0) FROM runs")
         except (StorageFull, Unavailable) as error:
             _log.warning("runs are not recorded", reason=str(error))
-            yield History(None, settings, f"no runs are recorded: {error}")
+            yield History(None, settings, "no runs are recorded: the server's log says why")
             return
         assert isinstance(last, int)
         history = History(database, settings, last=last)

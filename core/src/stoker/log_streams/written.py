@@ -104,7 +104,10 @@ class WrittenStream(LogStream, BlobWriter):
         if not data:
             return
         if self.committed_bytes + len(data) > self._max_bytes:
-            raise StorageFull(f"a log stream may have {self._max_bytes} bytes, and this is full")
+            raise StorageFull(
+                f"a log stream may have {self._max_bytes} bytes, as `max_stream_bytes` in "
+                f"[log_streams] says, and this is full"
+            )
         self.check()
         assert self._file is not None
         try:
@@ -147,7 +150,9 @@ class WrittenStreams:
         """A new stream. Raises Overloaded if there are too many, StorageFull or Unavailable."""
         if len(self._streams) + self._opening >= self._settings.max_streams:
             raise Overloaded(
-                f"there are {self._settings.max_streams} log streams already", _RETRY_SECONDS
+                f"there are {self._settings.max_streams} log streams already, as many as "
+                f"`max_streams` in [log_streams] allows: try again once others are idle",
+                _RETRY_SECONDS,
             )
         self._opening += 1
         try:

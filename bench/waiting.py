@@ -67,7 +67,7 @@ async def _measure(few: int, many: int, streams: int, actions: int, rounds: int)
         stream_bytes = await long.stream_bytes(streams)
     return [
         pair.cpu_row(
-            f"front door and scheduler: action in and out, {many:,} queued",
+            f"action in and out, {many:,} queued",
             f"the same with {few:,} queued",
             unit="µs CPU",
             per_second=1e6 / actions,

@@ -83,6 +83,7 @@ listen = ["127.0.0.1:0"]
 drain_seconds = 0.5
 [scheduler]
 abandoned_after_seconds = 0.05
+reconnect_seconds = 1.0
 [blob_stores.main]
 kind = "disk"
 path = "cas"

@@ -55,7 +55,7 @@ def _pids() -> Iterable[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 -- names are all it needs
 
 
-def mounts(pid: int | str = "self") -> set[str]:
+def mountinfo(pid: int | str = "self") -> set[str]:
     """The mounts that a process sees."""
     return set(Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
 

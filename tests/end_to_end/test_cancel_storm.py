@@ -28,7 +28,7 @@ from .remains import (
     descriptors,
     groups,
     marked,
-    mounts,
+    mountinfo,
     wait_ended,
 )
 from .server_process import open_server_process
@@ -229,6 +229,11 @@ def at_work(pid: int) -> dict[int, str]:
     return command_lines(descendants(pid) - children(pid))
 
 
+def mounts(place: Place, pid: int | str = "self") -> set[str]:
+    """What a process sees of the mounts that the server may have made: others test beside us."""
+    return {line for line in mountinfo(pid) if str(place.folder) in line}
+
+
 def has_few_folders(place: Place) -> bool:
     bounds = {"actions": KEPT_ROOTS, "workers": MAX_WORKERS}
     return all(len(paths) <= bounds[name.split()[1]] for name, paths in folders(place).items())
@@ -245,7 +250,6 @@ async def pinned(remote: RemoteInstance, blobs: set[Digest]) -> set[Digest]:
 
 async def test_a_storm_leaves_nothing_behind() -> None:
     # RUN-19, RUN-22, OPS-08, OPS-18, ISO-09
-    before = mounts()
     with open_place(TOML) as place:
         pid = place.server.process.pid
         async with open_remote(place.server.address) as remote:
@@ -255,7 +259,7 @@ async def test_a_storm_leaves_nothing_behind() -> None:
         await wait_until(lambda: not at_work(pid), lambda: at_work(pid))
         open_before = Counter(descriptors(pid))
         below_before = descendants(pid)
-        seen_before = {process: mounts(process) for process in (pid, *below_before)}
+        seen_before = {process: mounts(place, process) for process in (pid, *below_before)}
         launchers_before = {process: Counter(descriptors(process)) for process in below_before}
         async with open_remote(place.server.address) as remote:
             storm.remote = remote
@@ -278,8 +282,8 @@ async def test_a_storm_leaves_nothing_behind() -> None:
         assert await unfinished_operations(place.server.address) == []
         idle = {process for process, line in marked(MARK).items() if "bwrap" not in line}
         assert len(idle) <= most
-        assert mounts() == before
-        assert {process: mounts(process) for process in (pid, *below_before)} == seen_before
+        assert mounts(place) == set()
+        assert {process: mounts(place, process) for process in (pid, *below_before)} == seen_before
         # Each worker may have a group in each hierarchy; nothing else has one.
         numbers = {path.rpartition("/")[2] for path in groups(pid) if "/stoker-" in path}
         assert sum(number.isdigit() for number in numbers) <= most, groups(pid)
@@ -293,12 +297,11 @@ async def test_a_storm_leaves_nothing_behind() -> None:
             assert await pinned(remote, storm.uploaded) == set()
     assert marked(MARK) == {}
     assert groups(pid) == []
-    assert mounts() == before
+    assert mounts(place) == set()
 
 
 async def test_nothing_outlives_a_server_that_is_killed() -> None:
     # RUN-22, ISO-09, STO-02
-    before = mounts()
     with open_place(TOML) as place:
         pid = place.server.process.pid
         async with trio.open_nursery() as nursery:
@@ -312,7 +315,7 @@ async def test_nothing_outlives_a_server_that_is_killed() -> None:
             nursery.cancel_scope.cancel()
         assert marked(MARK) == {}
         assert groups(pid) == []
-        assert mounts() == before
+        assert mounts(place) == set()
         lives = set(place.folder.glob("stoker-state/executors/*/life-*"))
         assert lives
         with open_server_process(place.folder, TOML) as server:

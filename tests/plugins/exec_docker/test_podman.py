@@ -53,6 +53,7 @@ def podman() -> Iterator[str]:
             try:
                 _await_socket(Path(folder, "socket"), service)
                 import_images(endpoint, python=False)
+                _try(endpoint)
                 yield endpoint
             except NoEngine as error:
                 pytest.skip(f"no Podman: {error}")
@@ -98,6 +99,18 @@ def _await_socket(path: Path, service: subprocess.Popen[bytes]) -> None:
         if service.poll() is not None or time.monotonic() > deadline:
             raise NoEngine("its service does not start")
         time.sleep(0.05)
+
+
+def _try(endpoint: str) -> None:
+    """Its runtimes refuse machines whose control groups are of both versions."""
+    trial = subprocess.run(
+        ["docker", "--host", endpoint, "run", "--detach", "--rm", BUSYBOX, "true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if trial.returncode:
+        raise NoEngine(trial.stderr.strip())
 
 
 class TestOnPodman:

@@ -10,9 +10,9 @@ import pytest
 import structlog
 import trio
 
-from stoker import compose, plugins, spi
+from stoker import plugins, spi
 from stoker.client import open_remote
-from stoker.compose import open_server
+from stoker.compose import executors, open_server
 from stoker.config import check_document
 from stoker.digest import SHA256, Digest
 from stoker.errors import ConfigurationError, sole_cause
@@ -164,7 +164,7 @@ async def test_settings_reach_executor_workers_and_scheduler(
         async with real(**parameters) as executor:  # type: ignore[arg-type] # passed on as they come
             yield executor
 
-    monkeypatch.setattr(compose, "open_executor", open_and_tell)
+    monkeypatch.setattr(executors, "open_executor", open_and_tell)
     configuration = check_document(DOCUMENT, tmp_path, catalogue)
     async with open_server(configuration, catalogue):
         pass

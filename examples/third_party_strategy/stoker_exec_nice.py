@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -78,6 +78,13 @@ class NiceStrategy(spi.ExecutionStrategy):
 
     def __init__(self, nice: str, increment: int) -> None:
         self._prefix = (nice, "-n", str(increment))
+
+    def enforcement(self) -> Sequence[str]:
+        """See :class:`stoker.spi.ExecutionStrategy`. What is not done has to be said."""
+        return (
+            "degraded: processes are ended by their process group; what leaves it lives on",
+            "degraded: memory limits and limits of processes and processors are not enforced",
+        )
 
     @asynccontextmanager
     async def start(self, spec: spi.ProcessSpec) -> AsyncIterator[spi.Process]:

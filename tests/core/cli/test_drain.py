@@ -16,13 +16,14 @@ from google.longrunning import operations_pb2
 
 from stoker.cli.administration import open_answers
 from stoker.client import open_remote
-from stoker.client.folder import digest_folder
-from stoker.digest import SHA256, Digest
+from stoker.digest import Digest
 from stoker.protos import admin_pb2 as admin
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.scheduling_pb2 import WaitingForExecutor
 from stoker.rpc import ClientStream, StatusCode, open_channel
 from stoker.testing.server import EXECUTING, open_test_server
+
+from .tool_actions import upload_action
 
 TOML = f"""{EXECUTING.replace('["local"]', '["local", "other"]')}
 listen = ["127.0.0.1:0"]
@@ -58,24 +59,7 @@ class Site:
         self.inputs = folder / "inputs"
 
     async def upload(self, *arguments: str, platform: dict[str, str]) -> Digest:
-        tree = await digest_folder(self.inputs, SHA256)
-        command = reapi.Command(arguments=arguments).SerializeToString()
-        action = reapi.Action(
-            command_digest=SHA256.digest(command).to_proto(),
-            input_root_digest=tree.root.to_proto(),
-            do_not_cache=True,
-            platform=reapi.Platform(
-                properties=[
-                    reapi.Platform.Property(name=name, value=value)
-                    for name, value in platform.items()
-                ]
-            ),
-        ).SerializeToString()
-        files = {digest: path.read_bytes() for digest, path in tree.files.items()}
-        own = {SHA256.digest(blob): blob for blob in (command, action)}
-        async with open_remote(self.server) as remote:
-            await remote.upload_blobs({**tree.directories, **files, **own})
-        return SHA256.digest(action)
+        return await upload_action(self.server, self.inputs, arguments, platform)
 
     async def run(self, *arguments: str, platform: dict[str, str]) -> reapi.ExecuteResponse:
         digest = await self.upload(*arguments, platform=platform)

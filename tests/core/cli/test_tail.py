@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -18,8 +17,7 @@ from stoker.log_streams.streams import LogStreams
 from stoker.scheduler.queue import Stage
 from stoker.testing.server import EXECUTING, ServerUnderTest, open_test_server
 
-STEPWISE = """exec 3<"$0"
-while read word <&3 && [ "$word" != end ]; do echo "$word"; echo "${word}!" >&2; done"""
+from ..frontend.stepwise import STEPWISE, Fifo
 
 
 @pytest.fixture
@@ -32,19 +30,7 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerUnderTest]:
 def fifo(tmp_path: Path) -> Iterator[Fifo]:
     fifo = Fifo(tmp_path / "fifo")
     yield fifo
-    os.close(fifo.end)
-
-
-class Fifo:
-    """What an action waits for."""
-
-    def __init__(self, path: Path) -> None:
-        os.mkfifo(path)
-        self.path = str(path)
-        self.end = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-
-    def tell(self, *words: str) -> None:
-        os.write(self.end, "".join(f"{word}\n" for word in words).encode())
+    fifo.close()
 
 
 class Program:

@@ -17,10 +17,10 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from stoker.client import open_remote
-from stoker.client.folder import digest_folder
-from stoker.digest import SHA256
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.testing.server import EXECUTING, open_test_server
+
+from .tool_actions import upload_action
 
 TOML = f"""{EXECUTING}
 listen = ["127.0.0.1:0"]
@@ -72,27 +72,11 @@ class Site(NamedTuple):
     async def perform(self, argument: str, path: str = "/usr/bin:/bin") -> reapi.ExecuteResponse:
         """Have the tool do `argument`."""
         (self.folder / "args").write_text(argument)
-        tree = await digest_folder(self.folder, SHA256)
-        command = reapi.Command(
-            arguments=["./tool", "@args"],
-            environment_variables=[reapi.Command.EnvironmentVariable(name="PATH", value=path)],
-        ).SerializeToString()
-        action = reapi.Action(
-            command_digest=SHA256.digest(command).to_proto(),
-            input_root_digest=tree.root.to_proto(),
-            do_not_cache=True,
-            platform=reapi.Platform(
-                properties=[
-                    reapi.Platform.Property(name=name, value=value)
-                    for name, value in PROPERTIES.items()
-                ]
-            ),
-        ).SerializeToString()
-        files = {digest: path.read_bytes() for digest, path in tree.files.items()}
-        own = {SHA256.digest(blob): blob for blob in (command, action)}
+        action = await upload_action(
+            self.server, self.folder, ["./tool", "@args"], PROPERTIES, {"PATH": path}
+        )
         async with open_remote(self.server) as remote:
-            await remote.upload_blobs({**tree.directories, **files, **own})
-            return await remote.run(SHA256.digest(action))
+            return await remote.run(action)
 
     async def stoker_workers(self, *options: str) -> subprocess.CompletedProcess[bytes]:
         """Type that."""

@@ -271,7 +271,14 @@ def missing_subjects(status: status_pb2.Status) -> set[str]:
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[Client]:
     """A client of a server that keeps blobs in memory and runs actions as local processes."""
-    async with open_test_server(EXECUTING, tmp_path) as server:
+    async with open_client(EXECUTING, tmp_path) as client:
+        yield client
+
+
+@asynccontextmanager
+async def open_client(toml: str, folder: Path) -> AsyncIterator[Client]:
+    """A client of a server that is configured by `toml`."""
+    async with open_test_server(toml, folder) as server:
         client = Client(server.address)
         try:
             yield client

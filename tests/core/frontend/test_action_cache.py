@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -17,9 +16,9 @@ from stoker.digest import SHA256, Digest
 from stoker.frontend.inlining import MAX_INLINED_BYTES
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.provenance_pb2 import Provenance
-from stoker.testing.server import EXECUTING, MEMORY_ONLY, open_test_server
+from stoker.testing.server import EXECUTING, MEMORY_ONLY
 
-from .conftest import REAPI, Client, missing_subjects, status_of
+from .conftest import REAPI, Client, missing_subjects, open_client, status_of
 from .executing import run
 
 AC = REAPI + "ActionCache/"
@@ -36,21 +35,11 @@ HEADERS = [
 ]
 
 
-@asynccontextmanager
-async def serving(folder: Path, toml: str) -> AsyncIterator[Client]:
-    async with open_test_server(toml, folder) as server:
-        client = Client(server.address)
-        try:
-            yield client
-        finally:
-            client.channel.close()
-
-
 @pytest.fixture
 async def cache(tmp_path: Path) -> AsyncIterator[Client]:
     """A client of a server that only caches, with two instances on one cache."""
     other = '[instances.other]\nblob_store = "main"\naction_cache = "main"\n'
-    async with serving(tmp_path, MEMORY_ONLY + other) as client:
+    async with open_client(MEMORY_ONLY + other, tmp_path) as client:
         yield client
 
 
@@ -158,7 +147,7 @@ def directory(**digests: Digest) -> reapi.ActionResult:
 
 async def test_inlined_contents_do_not_make_up_for_a_lost_blob(tmp_path: Path) -> None:  # ACG-04
     toml = MEMORY_ONLY.replace('kind = "memory"', f'kind = "disk"\npath = "{tmp_path}/cas"', 1)
-    async with serving(tmp_path, toml) as client:
+    async with open_client(toml, tmp_path) as client:
         digest = SHA256.digest(b"contents")
         await update(client, reapi.ActionResult(output_files=[file("f", digest, b"contents")]))
         assert (await get(client, files=("f",))).output_files[0].contents == b"contents"
@@ -224,7 +213,7 @@ async def test_instances_do_not_see_each_other(cache: Client) -> None:  # ACG-10
 async def test_damaged_entry_is_absent_and_dropped(tmp_path: Path) -> None:  # ACG-11
     main = 'kind = "memory"\n[instances'
     toml = MEMORY_ONLY.replace(main, f'kind = "disk"\npath = "{tmp_path}/ac"\n[instances')
-    async with serving(tmp_path, toml) as client:
+    async with open_client(toml, tmp_path) as client:
         await update(client, reapi.ActionResult(stderr_raw=b"x"))
         files = [path for path in (tmp_path / "ac").rglob("*") if ACTION.hash in path.name]
         assert len(files) == 1
@@ -255,7 +244,7 @@ CACHING_FAILURES = EXECUTING.replace(
 async def test_failures_are_cached_where_the_instance_says_so(
     tmp_path: Path, toml: str, cached: bool
 ) -> None:  # ACG-12, RUN-16
-    async with serving(tmp_path, toml) as client:
+    async with open_client(toml, tmp_path) as client:
         await update(client, reapi.ActionResult(exit_code=3))
         assert (await answer(get(client)) == 3) is cached
         action = await client.put_action("sh", "-c", "exit 7")
@@ -280,7 +269,7 @@ async def answer(awaitable: Awaitable[reapi.ActionResult]) -> int | None:
 
 async def test_large_trees_are_checked_up_to_a_bound(tmp_path: Path) -> None:  # ACG-13, ACG-15
     toml = MEMORY_ONLY + "max_tree_bytes = 1000000\n"
-    async with serving(tmp_path, toml) as client:
+    async with open_client(toml, tmp_path) as client:
         [empty_file] = await client.put(b"content")
         for count, served in ((10_000, True), (20_000, False)):
             root = reapi.Directory(
@@ -341,7 +330,7 @@ async def test_what_must_be_set(
 
 
 async def test_actions_are_checked_where_the_instance_says_so(tmp_path: Path) -> None:  # ACU-03, 10
-    async with serving(tmp_path, MEMORY_ONLY + "check_actions = true\n") as client:
+    async with open_client(MEMORY_ONLY + "check_actions = true\n", tmp_path) as client:
         with pytest.raises(grpc.RpcError) as info:
             await update(client, reapi.ActionResult())
         assert info.value.code() is grpc.StatusCode.FAILED_PRECONDITION
@@ -381,7 +370,7 @@ async def test_last_update_wins(cache: Client) -> None:  # ACU-05
 
 
 async def test_clients_without_the_right(tmp_path: Path) -> None:  # ACU-06
-    async with serving(tmp_path, MEMORY_ONLY + "client_updates = false\n") as client:
+    async with open_client(MEMORY_ONLY + "client_updates = false\n", tmp_path) as client:
         code = await refused(update(client, reapi.ActionResult()))
         assert code is grpc.StatusCode.PERMISSION_DENIED
         capabilities = await client.unary(
@@ -432,7 +421,7 @@ async def test_contents_that_are_not_their_digest(cache: Client, where: str) -> 
 
 
 async def test_contents_are_bound_as_other_uploads_are(tmp_path: Path) -> None:  # CAP-11
-    async with serving(tmp_path, MEMORY_ONLY + "max_blob_bytes = 100\n") as client:
+    async with open_client(MEMORY_ONLY + "max_blob_bytes = 100\n", tmp_path) as client:
         large, small = bytes(101), bytes(100)
         for result in (
             reapi.ActionResult(stdout_raw=large),
@@ -453,10 +442,10 @@ async def test_a_full_cache_says_so(tmp_path: Path) -> None:  # ACU-09
     full = 'kind = "memory"\nmax_bytes = 300\n[instances'
     toml = MEMORY_ONLY.replace('kind = "memory"\n[instances', full)
     result = reapi.ActionResult(output_symlinks=[reapi.OutputSymlink(path="x" * 300, target="y")])
-    async with serving(tmp_path, toml) as client:
+    async with open_client(toml, tmp_path) as client:
         assert await refused(update(client, result)) is grpc.StatusCode.RESOURCE_EXHAUSTED
     toml = MEMORY_ONLY.replace('kind = "memory"', 'kind = "memory"\nmax_bytes = 5', 1)
-    async with serving(tmp_path, toml) as client:
+    async with open_client(toml, tmp_path) as client:
         result = reapi.ActionResult(stdout_raw=b"too much")
         assert await refused(update(client, result)) is grpc.StatusCode.RESOURCE_EXHAUSTED
 

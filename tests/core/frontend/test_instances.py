@@ -11,9 +11,8 @@ from google.longrunning import operations_pb2
 
 from stoker.digest import SHA256, Digest
 from stoker.protos import remote_execution_pb2 as reapi
-from stoker.testing.server import open_test_server
 
-from .conftest import OPERATIONS, REAPI, Client, chunks
+from .conftest import OPERATIONS, REAPI, Client, chunks, open_client
 
 AC = REAPI + "ActionCache/"
 CAS = REAPI + "ContentAddressableStorage/"
@@ -53,10 +52,8 @@ client_updates = false
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[Client]:
-    async with open_test_server(TOML, tmp_path) as server:
-        client = Client(server.address)
+    async with open_client(TOML, tmp_path) as client:
         yield client
-        client.channel.close()
 
 
 async def put_action(client: Client, instance_name: str, site: str) -> Digest:

@@ -21,9 +21,7 @@ from stoker.rpc import Channel, ClientStream, RpcError, StatusCode, open_channel
 from stoker.testing.server import EXECUTING, ServerUnderTest, open_test_server
 
 from .conftest import BYTESTREAM, OPERATIONS, REAPI, Client, code_of
-
-STEPWISE = """exec 3<"$0"
-while read word <&3 && [ "$word" != end ]; do echo "$word"; echo "${word}!" >&2; done"""
+from .stepwise import STEPWISE, Fifo
 
 
 @pytest.fixture
@@ -43,23 +41,6 @@ async def client(server: ServerUnderTest) -> AsyncIterator[Client]:
 async def channel(server: ServerUnderTest) -> AsyncIterator[Channel]:
     async with open_channel(server.address) as channel:
         yield channel
-
-
-class Fifo:
-    """What an action waits for."""
-
-    def __init__(self, path: Path) -> None:
-        os.mkfifo(path)
-        self.path = str(path)
-        # Not to wait for the action, which has it open for as long as it lives.
-        self._end = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-
-    def tell(self, *words: str) -> None:
-        """Let an action go on that reads lines."""
-        os.write(self._end, "".join(f"{word}\n" for word in words).encode())
-
-    def close(self) -> None:
-        os.close(self._end)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from stoker.protos import logstream_pb2 as logstream
 from stoker.rpc import Channel, RpcError, StatusCode, open_channel
 from stoker.testing.server import MEMORY_ONLY, open_test_server
 
-from .conftest import BYTESTREAM, Client, chunks, code_of, failure_of
+from .conftest import BYTESTREAM, Client, chunks, code_of, failure_of, open_client
 from .test_live_output import reading
 
 CREATE = "/build.bazel.remote.logstream.v1.LogStreamService/CreateLogStream"
@@ -35,10 +35,8 @@ max_stream_bytes = 100_000
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[Client]:
-    async with open_test_server(BOUNDED, tmp_path) as server:
-        client = Client(server.address)
+    async with open_client(BOUNDED, tmp_path) as client:
         yield client
-        client.channel.close()
 
 
 @pytest.fixture

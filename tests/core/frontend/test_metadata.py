@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from stoker.execution.stages import Stages
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.provenance_pb2 import Provenance
 from stoker.spi import Exit
-from stoker.testing.server import EXECUTING, open_test_server
+from stoker.testing.server import EXECUTING
 
-from .conftest import Client
+from .conftest import Client, open_client
 from .executing import run
 
 REPOSITORY = Path(__file__).parents[3]
@@ -64,16 +63,6 @@ ENDINGS: dict[str, dict[str, Any]] = {
 def seen() -> set[str]:
     """The names of all facts that were told."""
     return set()
-
-
-@pytest.fixture
-async def worker_client(tmp_path: Path) -> AsyncIterator[Client]:
-    async with open_test_server(EXECUTING, tmp_path) as server:
-        client = Client(server.address)
-        try:
-            yield client
-        finally:
-            client.channel.close()
 
 
 async def metadata_of(
@@ -128,9 +117,9 @@ def facts_in(metadata: reapi.ExecutedActionMetadata) -> list[str]:
 
 @pytest.mark.parametrize("ending", ENDINGS)
 async def test_it_is_whole_however_the_action_ends(  # RUN-15…19, RUN-27…29
-    worker_client: Client, ending: str, seen: set[str]
+    client: Client, ending: str, seen: set[str]
 ) -> None:
-    metadata = await metadata_of(worker_client, **ENDINGS[ending])
+    metadata = await metadata_of(client, **ENDINGS[ending])
     check_whole(metadata)
     facts = facts_in(metadata)
     assert len(set(facts)) == len(facts)
@@ -139,12 +128,8 @@ async def test_it_is_whole_however_the_action_ends(  # RUN-15…19, RUN-27…29
 
 async def test_it_is_whole_where_no_process_could_be_started(tmp_path: Path) -> None:  # RUN-27
     toml = EXECUTING.replace("slots = 4", "slots = 4\nworkers = { one_shot_fallback = false }", 1)
-    async with open_test_server(toml, tmp_path) as server:
-        client = Client(server.address)
-        try:
-            check_whole(await metadata_of(client, **ENDINGS["absent worker"]))
-        finally:
-            client.channel.close()
+    async with open_client(toml, tmp_path) as client:
+        check_whole(await metadata_of(client, **ENDINGS["absent worker"]))
 
 
 async def test_it_is_whole_in_answers_from_the_action_cache(client: Client) -> None:

@@ -9,8 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from stoker.action import LoadedAction, Outcome
-from stoker.digest import SHA256
+from stoker.action import Outcome
 from stoker.errors import Draining, FailedPrecondition, Unavailable
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.scheduling_pb2 import WaitingForExecutor
@@ -22,6 +21,8 @@ from stoker.scheduler.queue import Stage
 from stoker.scheduler.scheduler import Scheduler, open_scheduler
 from stoker.scheduler.settings import SchedulerSettings
 
+from .actions import make_action
+
 CAPACITY = Capacity.of_executor(slots=2, cpus=2, memory_bytes=2**30, default_memory_bytes=None)
 EXECUTORS = {name: Offer({}, CAPACITY) for name in ("one", "two")}
 DONE = Outcome(result=reapi.ActionResult())
@@ -32,18 +33,6 @@ STARTED = reapi.ExecutedActionMetadata(worker="one")
 async def opened(**settings: float) -> AsyncIterator[Scheduler]:
     async with open_scheduler(EXECUTORS, SchedulerSettings(**settings)) as scheduler:  # type: ignore[arg-type] # floats for the counts too
         yield scheduler
-
-
-def make_action(name: str) -> LoadedAction:
-    return LoadedAction(
-        namespace="",
-        digest=SHA256.digest(name.encode()),
-        action=reapi.Action(),
-        command=reapi.Command(arguments=["true"]),
-        input_root=SHA256.empty,
-        platform={},
-        timeout_seconds=None,
-    )
 
 
 def submit(scheduler: Scheduler, name: str, *executors: str) -> Operation:

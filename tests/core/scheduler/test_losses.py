@@ -7,29 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from stoker.action import LoadedAction, Outcome
-from stoker.digest import SHA256
+from stoker.action import Outcome
 from stoker.errors import Quarantined, Unavailable
-from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler.in_hand import InHand, open_in_hand
 from stoker.scheduler.losses import Bounds, Loss, Losses, key_of
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.suspects import Suspects, Waiting
 
+from .actions import make_action
+
 BOUNDS = Bounds(max_attempts=3, max_server_losses=5, quarantine_seconds=100)
 SECOND = 10**9
-
-
-def action(name: str) -> LoadedAction:
-    return LoadedAction(
-        namespace="team",
-        digest=SHA256.digest(name.encode()),
-        action=reapi.Action(),
-        command=reapi.Command(arguments=["true"]),
-        input_root=SHA256.empty,
-        platform={},
-        timeout_seconds=None,
-    )
 
 
 def loss(*, with_server: bool, seconds_ago: int = 0) -> Loss:
@@ -39,64 +27,66 @@ def loss(*, with_server: bool, seconds_ago: int = 0) -> Loss:
 
 def lose(losses: Losses, name: str, times: int, *, with_server: bool) -> None:
     for _ in range(times):
-        losses.note(key_of(action(name)), loss(with_server=with_server))
+        losses.note(key_of(make_action(name)), loss(with_server=with_server))
 
 
 @pytest.mark.parametrize(("with_server", "bound"), [(False, 3), (True, 5)])
 def test_an_action_is_kept_out_once_it_was_lost_too_often(with_server: bool, bound: int) -> None:
     losses = Losses(BOUNDS)
     lose(losses, "a", bound - 1, with_server=with_server)
-    losses.check(action("a"))
-    assert losses.verdict(action("a")) is None
+    losses.check(make_action("a"))
+    assert losses.verdict(make_action("a")) is None
     lose(losses, "a", 1, with_server=with_server)
     with pytest.raises(Quarantined) as caught:
-        losses.check(action("a"))
+        losses.check(make_action("a"))
     assert len(caught.value.history) == bound
     how = "the server was killed" if with_server else "lost after 2.0 s"
     assert all(f"on one, {how}" in told for told in caught.value.history)
-    assert str(action("a").digest) in str(caught.value)
-    assert isinstance(losses.verdict(action("a")), Unavailable)
-    losses.check(action("b"))
+    assert str(make_action("a").digest) in str(caught.value)
+    assert isinstance(losses.verdict(make_action("a")), Unavailable)
+    losses.check(make_action("b"))
 
 
 def test_losses_of_both_sorts_do_not_add_up() -> None:
     losses = Losses(BOUNDS)
     lose(losses, "a", 2, with_server=False)
     lose(losses, "a", 4, with_server=True)
-    losses.check(action("a"))
+    losses.check(make_action("a"))
 
 
 def test_what_ended_by_itself_is_innocent() -> None:
     losses = Losses(BOUNDS)
     lose(losses, "a", 2, with_server=False)
-    assert losses.clear(key_of(action("a")))
-    assert not losses.clear(key_of(action("a")))
+    assert losses.clear(key_of(make_action("a")))
+    assert not losses.clear(key_of(make_action("a")))
     lose(losses, "a", 2, with_server=False)
-    losses.check(action("a"))
+    losses.check(make_action("a"))
 
 
 def test_a_quarantine_ends() -> None:
     losses = Losses(BOUNDS)
     for seconds in (300, 200, 101):
-        losses.note(key_of(action("a")), loss(with_server=False, seconds_ago=seconds))
-    losses.check(action("a"))
+        losses.note(key_of(make_action("a")), loss(with_server=False, seconds_ago=seconds))
+    losses.check(make_action("a"))
     assert not losses
     for seconds in (300, 200, 99):
-        losses.note(key_of(action("a")), loss(with_server=False, seconds_ago=seconds))
+        losses.note(key_of(make_action("a")), loss(with_server=False, seconds_ago=seconds))
     with pytest.raises(Quarantined):
-        losses.check(action("a"))
+        losses.check(make_action("a"))
 
 
 def waiting(name: str) -> Waiting:
-    operation = Operation(name=name, number=0, namespace="team", action_digest=action(name).digest)
-    return Waiting(operation, action(name), 0, ())
+    operation = Operation(
+        name=name, number=0, namespace="team", action_digest=make_action(name).digest
+    )
+    return Waiting(operation, make_action(name), 0, ())
 
 
 def test_the_more_often_it_happened_the_fewer_suspects_run_together() -> None:
     losses = Losses(Bounds(3, 10, 100))
     assert [losses.suspects_at_once(n) for n in (1, 2, 3, 4, 5, 9)] == [16, 8, 4, 2, 1, 1]
     suspects = Suspects(losses)
-    assert suspects.may_enter(action("innocent"))
+    assert suspects.may_enter(make_action("innocent"))
     for name, times in (("x", 9), ("y", 6), ("z", 5)):
         lose(losses, name, times, with_server=True)
         suspects.hold(waiting(name))
@@ -104,11 +94,11 @@ def test_the_more_often_it_happened_the_fewer_suspects_run_together() -> None:
     while held := suspects.next_to_enter():
         suspects.entered(held.action)
         entered.append(held.operation.name)
-        assert suspects.may_enter(action("innocent"))
+        assert suspects.may_enter(make_action("innocent"))
     # The one that was lost least goes first, and alone: those that wait were lost too often.
     assert entered == ["z"]
-    losses.clear(key_of(action("z")))
-    suspects.left(action("z"))
+    losses.clear(key_of(make_action("z")))
+    suspects.left(make_action("z"))
     held = suspects.next_to_enter()
     assert held is not None
     assert held.operation.name == "y"
@@ -129,7 +119,7 @@ def left(in_hand: InHand) -> list[tuple[bytes, str]]:
 
 
 def test_what_executors_had_is_known_after_a_kill(tmp_path: Path) -> None:
-    one, two = key_of(action("one")), key_of(action("two"))
+    one, two = key_of(make_action("one")), key_of(make_action("two"))
     with open_in_hand(tmp_path / "in-hand") as in_hand:
         assert in_hand.left == []
         in_hand.let_go(in_hand.take(one, "a"))
@@ -144,7 +134,7 @@ def test_what_executors_had_is_known_after_a_kill(tmp_path: Path) -> None:
 
 
 def test_more_than_there_is_room_for_is_not_told_of(tmp_path: Path) -> None:
-    key = key_of(action("one"))
+    key = key_of(make_action("one"))
     with open_in_hand(tmp_path / "in-hand") as in_hand:
         places = [in_hand.take(key, "a") for _ in range(5000)]
         assert places.count(None) == 5000 - 4096

@@ -12,10 +12,7 @@ import trio.testing
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from stoker.action import LoadedAction
-from stoker.digest import SHA256
 from stoker.errors import ConfigurationError
-from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Capacity
 from stoker.scheduler.matching import Offer
 from stoker.scheduler.scheduler import Scheduler, open_scheduler
@@ -24,6 +21,8 @@ from stoker.web.metrics import ServerMetrics
 from stoker.web.server import open_metrics
 from stoker.workers.key import WorkerKey
 from stoker.workers.report import KeyReport, PoolReport, WorkerReport
+
+from ..scheduler.actions import make_action
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
 
@@ -128,18 +127,6 @@ async def test_actions_by_stage() -> None:
     samples = await scrape({})
     assert samples[sample("stoker_actions", stage="queued")] == 0
     assert samples[sample("stoker_actions", stage="executing")] == 0
-
-
-def make_action(name: str) -> LoadedAction:
-    return LoadedAction(
-        namespace="",
-        digest=SHA256.digest(name.encode()),
-        action=reapi.Action(),
-        command=reapi.Command(arguments=["true"]),
-        input_root=SHA256.empty,
-        platform={},
-        timeout_seconds=None,
-    )
 
 
 async def test_what_waits_for_which_executors_and_what_they_have_free() -> None:  # SCH-08

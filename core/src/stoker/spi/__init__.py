@@ -3,7 +3,7 @@
 A plugin is a module with hooks (:mod:`stoker.hookspecs`), each returning providers. A provider says
 which settings its TOML table takes and how to open the service::
 
-    class Settings(spi.Settings):
+    class Settings(spi.Settings, frozen=True):
         path: str
 
     @asynccontextmanager

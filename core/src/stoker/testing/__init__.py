@@ -17,4 +17,8 @@ put ``pytest.register_assert_rewrite("stoker.testing")`` into the topmost ``conf
 
 - :mod:`stoker.testing.blob_store_laws`: what every blob store promises
 - :mod:`stoker.testing.action_cache_laws`: what every action cache promises
+- :mod:`stoker.testing.execution_strategy_laws`: what every execution strategy promises
+- :mod:`stoker.testing.sandbox_laws`: what every sandbox promises
+- :mod:`stoker.testing.isolation_laws`: what a sandbox promises besides that isolates
+- :mod:`stoker.testing.worker_protocol_laws`: what every worker protocol promises
 """

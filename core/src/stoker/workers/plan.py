@@ -170,6 +170,7 @@ def _plan(
     return WorkerPlan(
         key=WorkerKey(
             namespace=action.namespace,
+            principal=action.principal if settings.separate_clients else "",
             silo=wishes.silo,
             client_key=wishes.client_key,
             platform=telling_processes_apart(action.platform),

@@ -45,6 +45,11 @@ def test_equal_actions_share_a_key_and_sources_do_not_matter() -> None:
 
 OTHERS: Mapping[str, Sequence[WorkerPlan]] = {
     "namespace": [planned(replace(an_action(), namespace="other"))],
+    "principal": [
+        planned(
+            replace(an_action(), principal="alice"), settings=WorkerSettings(separate_clients=True)
+        )
+    ],
     "silo": [planned(an_action(platform={**ASKED, "cache-silo-key": "s"}))],
     "client_key": [planned(an_action(platform={"persistentWorkerKey": "other"}))],
     "platform": [planned(an_action(platform={**ASKED, "OSFamily": "linux"}))],
@@ -80,6 +85,13 @@ def test_each_component_by_itself_makes_another_key(component: str, number: int)
     key, other = planned(an_action()).key, OTHERS[component][number].key
     assert key != other
     assert key.difference(other) == other.difference(key) == (component,)
+
+
+def test_clients_share_workers_unless_it_is_said() -> None:  # PWK-11
+    alice, bob = (replace(an_action(), principal=name) for name in ("alice", "bob"))
+    assert planned(alice).key == planned(bob).key
+    apart = WorkerSettings(separate_clients=True)
+    assert planned(alice, settings=apart).key != planned(bob, settings=apart).key
 
 
 def test_every_component_was_tried() -> None:

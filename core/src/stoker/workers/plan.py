@@ -221,6 +221,7 @@ def _plan(action: LoadedAction, tree: InputTree, reading: _Reading) -> WorkerPla
     return WorkerPlan(
         key=WorkerKey(
             namespace=action.namespace,
+            principal=action.principal if settings.separate_clients else "",
             silo=wishes.silo,
             client_key=wishes.client_key,
             platform=reading.platform,

@@ -12,10 +12,10 @@ from stoker.action import LoadedAction
 from stoker.digest import SHA256
 from stoker.storage.input_tree import InputTree
 from stoker.workers.key import WorkerKey
-from stoker.workers.plan import WorkerPlan
+from stoker.workers.plan import Planner, WorkerPlan
 from stoker.workers.settings import WorkerRule, WorkerSettings
 
-from .actions import ASKED, TREE, a_tree, an_action, planned
+from .actions import ASKED, PROTOCOLS, TREE, a_tree, an_action, planned
 from .trees import tree_of
 
 
@@ -90,8 +90,10 @@ def test_each_component_by_itself_makes_another_key(component: str, number: int)
 def test_clients_share_workers_unless_it_is_said() -> None:  # PWK-11
     alice, bob = (replace(an_action(), principal=name) for name in ("alice", "bob"))
     assert planned(alice).key == planned(bob).key
-    apart = WorkerSettings(separate_clients=True)
-    assert planned(alice, settings=apart).key != planned(bob, settings=apart).key
+    planner = Planner(PROTOCOLS, WorkerSettings(separate_clients=True))
+    plans = [planner.plan(action, TREE) for action in (alice, bob, alice)]
+    names = [plan.key.principal for plan in plans if isinstance(plan, WorkerPlan)]
+    assert names == ["alice", "bob", "alice"]
 
 
 def test_every_component_was_tried() -> None:

@@ -12,10 +12,10 @@ from stoker.action import LoadedAction
 from stoker.digest import SHA256
 from stoker.storage.input_tree import InputTree
 from stoker.workers.key import WorkerKey
-from stoker.workers.plan import WorkerPlan
+from stoker.workers.plan import Planner, WorkerPlan
 from stoker.workers.settings import WorkerRule, WorkerSettings
 
-from .actions import ASKED, TREE, a_tree, an_action, planned
+from .actions import ASKED, PROTOCOLS, TREE, a_tree, an_action, planned
 from .trees import tree_of
 
 
@@ -45,6 +45,11 @@ def test_equal_actions_share_a_key_and_sources_do_not_matter() -> None:
 
 OTHERS: Mapping[str, Sequence[WorkerPlan]] = {
     "namespace": [planned(replace(an_action(), namespace="other"))],
+    "principal": [
+        planned(
+            replace(an_action(), principal="alice"), settings=WorkerSettings(separate_clients=True)
+        )
+    ],
     "silo": [planned(an_action(platform={**ASKED, "cache-silo-key": "s"}))],
     "client_key": [planned(an_action(platform={"persistentWorkerKey": "other"}))],
     "platform": [planned(an_action(platform={**ASKED, "OSFamily": "linux"}))],
@@ -80,6 +85,15 @@ def test_each_component_by_itself_makes_another_key(component: str, number: int)
     key, other = planned(an_action()).key, OTHERS[component][number].key
     assert key != other
     assert key.difference(other) == other.difference(key) == (component,)
+
+
+def test_clients_share_workers_unless_it_is_said() -> None:  # PWK-11
+    alice, bob = (replace(an_action(), principal=name) for name in ("alice", "bob"))
+    assert planned(alice).key == planned(bob).key
+    planner = Planner(PROTOCOLS, WorkerSettings(separate_clients=True))
+    plans = [planner.plan(action, TREE) for action in (alice, bob, alice)]
+    names = [plan.key.principal for plan in plans if isinstance(plan, WorkerPlan)]
+    assert names == ["alice", "bob", "alice"]
 
 
 def test_every_component_was_tried() -> None:

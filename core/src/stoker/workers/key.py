@@ -30,6 +30,8 @@ class WorkerKey:
 
     namespace: str
     """The instance name."""
+    principal: str = ""
+    """The client that the certificate names, where clients have workers of their own."""
     silo: str
     """The property ``cache-silo-key``."""
     client_key: str = ""

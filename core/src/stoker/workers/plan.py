@@ -119,7 +119,9 @@ class Planner:
             return reading
         if obstacle := _command_line_obstacle(reading.command_line, action, tree):
             return obstacle
-        return _plan(action, tree, reading)
+        # Whose it is: no part of the reading, which those of others share.
+        principal = action.principal if self._settings.separate_clients else ""
+        return _plan(action, tree, reading, principal)
 
     def _reading(self, action: LoadedAction) -> _Reading | str | None:
         command = action.command.SerializeToString(deterministic=True)
@@ -214,13 +216,14 @@ def _command_line_obstacle(
     return None
 
 
-def _plan(action: LoadedAction, tree: InputTree, reading: _Reading) -> WorkerPlan:
+def _plan(action: LoadedAction, tree: InputTree, reading: _Reading, principal: str) -> WorkerPlan:
     rule, wishes = reading.rule, reading.wishes
     startup, flag_files = reading.command_line
     tools = _tools(action, tree, reading.command_line, rule)
     return WorkerPlan(
         key=WorkerKey(
             namespace=action.namespace,
+            principal=principal,
             silo=wishes.silo,
             client_key=wishes.client_key,
             platform=reading.platform,

@@ -84,6 +84,10 @@ class WorkerSettings(spi.Settings, frozen=True):
     """How long after the last action of an invocation of the build tool the idle workers that
     served it last are ended; unset for leaving that to `idle_seconds`. Actions of no invocation,
     whose client names none, have none end."""
+    separate_clients: bool = False
+    """Whether clients that are known by certificates have workers of their own (PWK-11). Without it
+    those of an instance share them, as they share its blobs and results: what a tool that runs
+    foreign code does for one of them may then spoil what it does for the next."""
     cancel_grace_seconds: _Seconds = 5.0
     """How long a worker may take to answer after it was sent a cancel request."""
     shutdown_grace_seconds: _Seconds = 5.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from pathlib import Path
 
@@ -151,3 +152,22 @@ def test_more_than_there_is_room_for_is_not_told_of(tmp_path: Path) -> None:
         for place in places:
             in_hand.let_go(place)
         assert in_hand.take(key, "a") is not None
+
+
+def test_those_who_gave_up_while_they_were_held_are_let_go() -> None:
+    losses = Losses(BOUNDS)
+    suspects = Suspects(losses)
+    for name in ("a", "b"):
+        lose(losses, name, 4, with_server=True)
+    suspects.entered(action("a"))
+    stays = waiting("b")
+    suspects.hold(stays)
+    for _ in range(1000):
+        held = waiting("b")
+        suspects.hold(held)
+        held.operation.outcome = Outcome(error=Unavailable("given up"))
+    gc.collect()
+    kept = [each for each in gc.get_objects() if type(each) is Waiting]
+    assert 1 <= len(kept) < 300
+    suspects.left(action("a"))
+    assert suspects.next_to_enter() is stays

@@ -131,6 +131,8 @@ class Scheduler:
                 queued = self._queue.add(action, priority, executors, now=time)
             except Overloaded:
                 raise self._limits.queued.refusal(time) from None
+        else:
+            self._limits.queued.check(action.principal, time)
         self._records.drop_expired(time)
         operation = self._records.add(action, inlined)
         operation.queued_nanoseconds, operation.cache = time_ns(), cache

@@ -171,3 +171,16 @@ def test_those_who_gave_up_while_they_were_held_are_let_go() -> None:
     assert 1 <= len(kept) < 300
     suspects.left(action("a"))
     assert suspects.next_to_enter() is stays
+
+
+@pytest.mark.parametrize("most", [10, 10**12])
+def test_bounds_may_be_as_good_as_none(most: int) -> None:
+    losses = Losses(Bounds(most, most, 1e300))
+    assert losses.suspects_at_once(1) >= 16
+    lose(losses, "a", most if most == 10 else 1, with_server=True)
+    for _ in range(2):
+        if most == 10:
+            with pytest.raises(Quarantined):
+                losses.check(action("a"))
+        else:
+            losses.check(action("a"))

@@ -8,17 +8,22 @@ from stoker.errors import FailedPrecondition
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.scheduling_pb2 import WaitingForExecutor
 
+_FOR_GOOD_SECONDS = 100 * 365 * 86400
+"""Who may wait for longer is told of no end, for which a Timestamp may have no figure."""
+
 
 def waiting_note(
-    executors: Collection[str], reasons: Mapping[str, str], *, since_ns: int, until_ns: int
+    executors: Collection[str], reasons: Mapping[str, str], *, since_ns: int, seconds: float
 ) -> WaitingForExecutor:
-    """What an action waits for that could run on `executors`; `reasons` say why each is away."""
+    """What an action waits for, for so long at most, that could run on `executors`; `reasons` say
+    why each is away."""
     note = WaitingForExecutor(
         reason=f"no executor that could run it is there: {_sentence(executors, reasons)}",
         executors=sorted(executors),
     )
     note.since.FromNanoseconds(since_ns)
-    note.until.FromNanoseconds(until_ns)
+    if seconds < _FOR_GOOD_SECONDS:
+        note.until.FromNanoseconds(since_ns + round(seconds * 1e9))
     return note
 
 

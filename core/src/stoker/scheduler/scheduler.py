@@ -653,8 +653,8 @@ class Scheduler:
         """EXE-14."""
         since = self._queue.stranded[task]
         since_ns = time_ns() - round((trio.current_time() - since) * 1e9)
-        until_ns = since_ns + round(self._settings.wait_for_executor_seconds * 1e9)
-        note = waiting_note(task.kind.eligible, self._away, since_ns=since_ns, until_ns=until_ns)
+        seconds = self._settings.wait_for_executor_seconds
+        note = waiting_note(task.kind.eligible, self._away, since_ns=since_ns, seconds=seconds)
         self._note_for_clients(task, note)
         self._set_alarm()
 

@@ -2,6 +2,9 @@
 
 ``DOCKER_HOST`` names one that runs already. Else one is started, with folders of its own and
 without any network, where that is possible: by root, where ``dockerd`` is installed.
+
+One with a network for its containers runs in a network namespace, from which nothing leads out:
+what it makes there ends with it.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ class TestEngine:
 
     __test__ = False
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, networked: bool = False) -> None:
         self._folder = folder
+        self._networked = networked
         self.endpoint = f"unix://{folder}/socket"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -47,10 +51,12 @@ class TestEngine:
         with log:
             self._process = subprocess.Popen(
                 [
+                    *(("unshare", "--net") if self._networked else ()),
                     *("dockerd", "--data-root", str(folder / "data")),
                     *("--exec-root", str(folder / "exec"), "-p", str(folder / "pid")),
-                    *("-H", self.endpoint, "--bridge=none", "--iptables=false"),
-                    *("--ip6tables=false", "--ip-forward=false", "--ip-masq=false"),
+                    *("-H", self.endpoint, "--iptables=false", "--ip6tables=false"),
+                    *("--ip-forward=false", "--ip-masq=false"),
+                    *(() if self._networked else ("--bridge=none",)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -85,7 +91,7 @@ class TestEngine:
 
 
 @contextmanager
-def running_engine() -> Iterator[TestEngine]:
+def running_engine(*, networked: bool = False) -> Iterator[TestEngine]:
     """A new engine. Raises NoEngine where none can be had."""
     if os.geteuid() != 0:
         raise NoEngine("dockerd can only be started by root")
@@ -93,7 +99,7 @@ def running_engine() -> Iterator[TestEngine]:
         raise NoEngine(f"not installed: {', '.join(missing)}")
     # Not below the folders of tests: the names of sockets are short.
     with tempfile.TemporaryDirectory(prefix="sd-", ignore_cleanup_errors=True) as folder:
-        engine = TestEngine(Path(folder))
+        engine = TestEngine(Path(folder), networked=networked)
         try:
             engine.start()
             yield engine

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from stoker import spi
+
 REPOSITORY = Path(__file__).parent.parent
 CORE = REPOSITORY / "core" / "src" / "stoker"
 
@@ -129,16 +131,42 @@ def test_no_file_knows_two_of_strategy_sandbox_and_protocol() -> None:
     assert {file: names for file, names in known.items() if len(names) > 1} == joints
 
 
-@pytest.mark.parametrize("plugin", sorted((REPOSITORY / "plugins").iterdir()), ids=lambda p: p.name)
+# Packages of their own: the plugins here, and the example of one that is from elsewhere.
+OUTSIDERS = [
+    *(plugin / "src" for plugin in sorted((REPOSITORY / "plugins").iterdir())),
+    REPOSITORY / "examples" / "third_party_strategy",
+]
+
+
+def name_of(package: Path) -> str:
+    return package.parent.name if package.name == "src" else package.name
+
+
+@pytest.mark.parametrize("plugin", OUTSIDERS, ids=name_of)
 def test_plugins_use_the_public_door_only(plugin: Path) -> None:
-    for file in sorted((plugin / "src").rglob("*.py")):
+    for file in sorted(plugin.rglob("*.py")):
         for module, name in imports(file):
             if module.split(".")[0] == "stoker":
-                public = module.startswith(("stoker.spi", "stoker.protos"))
+                public = module == "stoker.spi" or module.startswith("stoker.protos")
                 assert public or (module == "stoker" and name in {"spi", "protos"}), (file, module)
 
 
-def test_what_the_door_names_is_there() -> None:
-    from stoker import spi  # noqa: PLC0415 - the other tests read files only
+@pytest.mark.parametrize("plugin", OUTSIDERS, ids=name_of)
+def test_plugins_take_only_what_the_door_names(plugin: Path) -> None:
+    taken = {name for file in plugin.rglob("*.py") for name in taken_from_the_door(file)}
+    assert taken
+    assert taken <= set(spi.__all__)
 
+
+def taken_from_the_door(file: Path) -> Iterator[str]:
+    for module, name in imports(file):
+        if module == "stoker.spi":
+            yield name
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "spi":
+            yield node.attr
+
+
+def test_what_the_door_names_is_there() -> None:
     assert [name for name in spi.__all__ if not hasattr(spi, name)] == []
+    assert len(set(spi.__all__)) == len(spi.__all__)

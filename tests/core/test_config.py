@@ -26,6 +26,12 @@ FULL = """
 listen = ["127.0.0.1:0", "[::1]:8980", "unix:stoker.socket"]
 [log]
 level = "debug"
+[scheduler]
+max_queued = 6
+[log_streams]
+max_streams = 5
+[history]
+max_runs = 4
 [blob_stores.main]
 kind = "memory"
 max_bytes = 1000

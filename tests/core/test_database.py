@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,27 @@ async def test_a_file_that_cannot_be_used_is_set_aside(
         assert await words(database) == []
         await database.change([Change(ADD, [("new", 1)])])
     assert (tmp_path / f"w.{why}").exists()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        "DROP TABLE words",
+        "DROP TABLE words; CREATE TABLE words (word TEXT PRIMARY KEY)",
+        "PRAGMA user_version = 0; ALTER TABLE words DROP COLUMN number",
+        "CREATE TRIGGER no BEFORE INSERT ON words BEGIN SELECT raise(ABORT, 'no'); END",
+        "PRAGMA writable_schema = 1; UPDATE sqlite_master SET sql = CAST(x'fd' || sql AS TEXT)",
+    ],
+)
+async def test_a_file_with_other_tables_is_set_aside(tmp_path: Path, spoil: str) -> None:
+    path = tmp_path / "w"
+    async with open_database(path, schema=SCHEMA, version=1):
+        pass
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(spoil)
+    async with open_database(path, schema=SCHEMA, version=1) as database:
+        await database.change([Change(ADD, [("new", 1)])])
+    assert (tmp_path / "w.damaged").exists()
 
 
 async def test_a_second_server_on_the_same_file_is_refused(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class Database:
         async with self._turn:
             try:
                 return await trio.to_thread.run_sync(work)
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise _translated(error, self._path) from error
 
     def _change(self, changes: Sequence[Change]) -> None:
@@ -113,6 +113,8 @@ def _connect(path: Path, schema: Sequence[str], version: int) -> sqlite3.Connect
     # Others on the machine have no business with what clients do. SQLite's own files follow suit.
     path.touch(mode=0o600)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
+    # One text that a bad disk has spoiled must not hide all the others.
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
     try:
         # Before anything else: it makes the first statement take the lock that tells another
         # server on the same folder, and does without a shared index, which a kill could tear.
@@ -121,6 +123,10 @@ def _connect(path: Path, schema: Sequence[str], version: int) -> sqlite3.Connect
         # The system has the pages, whatever becomes of the process.
         connection.execute("PRAGMA synchronous = OFF")
         _make(connection, schema, version)
+    except UnicodeDecodeError as error:
+        # SQLite quotes what it found in the file when it tells that it is damaged.
+        connection.close()
+        raise _NotOurs("damaged") from error
     except sqlite3.DatabaseError as error:
         connection.close()
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
@@ -137,14 +143,25 @@ def _make(connection: sqlite3.Connection, schema: Sequence[str], version: int) -
     ((found,),) = connection.execute("PRAGMA user_version")
     if found not in (0, version):
         raise _NotOurs(f"version-{found}")
-    if not found:
+    if not found and not _layout(connection):
         for statement in schema:
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {version}")
     connection.execute("COMMIT")
+    with closing(sqlite3.connect(":memory:")) as model:
+        for statement in schema:
+            model.execute(statement)
+        if _layout(connection) != _layout(model):
+            raise _NotOurs("damaged")
     ((verdict,),) = connection.execute("PRAGMA quick_check(1)")
     if verdict != "ok":
         raise _NotOurs("damaged")
+
+
+def _layout(connection: sqlite3.Connection) -> set[tuple[str, str]]:
+    """The names of all tables, indices and whatever else, and the statements that make them."""
+    found = connection.execute("SELECT name, sql FROM sqlite_schema")
+    return {(name, " ".join((sql or "").split())) for name, sql in found}
 
 
 def _translated(error: Exception, path: Path) -> StorageFull | Unavailable:

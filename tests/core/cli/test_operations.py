@@ -93,7 +93,7 @@ async def see(
     assert bad.returncode == 1
     assert bad.stderr.startswith("Error: filter: there is no field 'colour'; there are action,")
     shown = await operations("show", running.rpartition("/")[2])
-    assert f"name:           {running}\n" in shown.stdout
+    assert f"name:            {running}\n" in shown.stdout
     unknown = await operations("cancel", "none")
     assert unknown.returncode == 1
     assert "there is no operation named" in unknown.stderr

@@ -163,7 +163,7 @@ async def test_tail_of_one_stream_of_what_has_ended(
     script = "echo one; echo two >&2; exit 3"
     async with running(server, tmp_path / "f", "sh", "-c", script) as (program, name):
         await program.end()
-    async with stoker(server, "tail", "--stderr", name) as tail:
+    async with stoker(server, "tail", "--stderr", name.rpartition("/")[2]) as tail:
         code, out, err = await tail.end()
     assert (code, out) == (0, b"")
     assert err == f"two\n{name} has ended: exit code 3\n".encode()

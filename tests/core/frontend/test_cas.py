@@ -242,7 +242,6 @@ async def test_read_ranges(client: Client) -> None:  # BSR-01, 04, 05, 09
         f"blobs/{SHA256.empty.hash}/{1 << 63}",
         f"blobs/{SHA256.empty.hash}/²",
         f"nothing/{SHA256.empty}",
-        "logstreams/some-log",  # BSR-22: there is no LogStream service
     ],
 )
 async def test_names_that_cannot_be_read(client: Client, name: str) -> None:

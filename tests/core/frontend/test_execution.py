@@ -326,12 +326,16 @@ async def test_a_dropped_client_comes_back(client: Client, tmp_path: Path) -> No
     first = Stream(client, EXECUTE, request)
     operation = await first.until(reapi.ExecutionStage.EXECUTING)
     wait = reapi.WaitExecutionRequest(name=operation.name)
-    second = Stream(client, REAPI + "Execution/WaitExecution", wait)
-    assert metadata_of(await second.next()).stage == reapi.ExecutionStage.EXECUTING
+    waiters = [Stream(client, REAPI + "Execution/WaitExecution", wait) for _ in range(20)]
+    for waiter in waiters:
+        assert metadata_of(await waiter.next()).stage == reapi.ExecutionStage.EXECUTING
     first.drop()
+    waiters.pop().drop()
     await exists(begun)
     let_on.touch()
-    ended = await second.until(reapi.ExecutionStage.COMPLETED)
+    ends = [await waiter.until(reapi.ExecutionStage.COMPLETED) for waiter in waiters]
+    ended = ends[0]
+    assert ends == [ended] * 19
     assert response_of(ended).result.exit_code == 0
     late = await client.stream(REAPI + "Execution/WaitExecution", wait, operations_pb2.Operation)
     assert late == [ended]

@@ -77,7 +77,7 @@ async def test_names_grant_what_they_say(client: Client) -> None:  # LOG-01, LOG
 
 async def test_what_is_written_is_read_as_it_comes(
     client: Client, channel: Channel
-) -> None:  # LOG-02, LOG-03, LOG-05
+) -> None:  # BSR-22, LOG-02, LOG-03, LOG-05
     stream = await create(client)
     name = stream.write_resource_name
     async with (

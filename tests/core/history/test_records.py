@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from stoker.action import (
 from stoker.digest import SHA256
 from stoker.errors import TimedOut, Unavailable
 from stoker.history import records
+from stoker.history.kept_run import KeptRun
 from stoker.history.records import History, open_history
 from stoker.history.settings import HistorySettings
 from stoker.protos import remote_execution_pb2 as reapi
@@ -212,6 +214,36 @@ async def test_earlier_runs_are_one_of_each_action_newest_first(tmp_path: Path) 
         assert [earlier.program for earlier in found] == ["a", "b"]
         assert [earlier.program for earlier in await history.earlier(run, ("target",), 1)] == ["a"]
         assert await history.earlier(run, ("program",), 5) == []
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        "facts = x'00'",
+        "facts = '{}'",
+        """facts = CAST('{"exit_code": 99999999999}' AS BLOB)""",
+        "metadata = x'ffff'",
+        "digest_function = 77",
+        "hash = hash || 'x'",
+        "size_bytes = 'many'",
+        "mnemonic = 3.5, ended_ns = x'41'",
+    ],
+)
+async def test_a_damaged_record_costs_itself_only(tmp_path: Path, spoilt: str) -> None:
+    async with opened(tmp_path) as history:
+        history.note(ended("damaged"))
+        history.note(ended("sound"))
+    with closing(sqlite3.connect(tmp_path / "history.sqlite")) as database:
+        database.execute(f"UPDATE runs SET {spoilt} WHERE id = 1")
+        database.commit()
+    async with opened(tmp_path) as history:
+        assert await history.find_action("", "", 10) == [await newest(history, "sound")]
+        assert await history.find_operation("", "operations/damaged", "me") is None
+
+
+async def newest(history: History, name: str) -> KeptRun:
+    [run] = await history.find_action("", action(name).digest.hash, 1)
+    return run
 
 
 @pytest.mark.parametrize("moments", range(8))

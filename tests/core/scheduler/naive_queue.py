@@ -136,6 +136,7 @@ class NaiveQueue:
     def withdraw(self, executor: str) -> None:
         self.queue.withdraw(executor)
         self.slots[executor] -= 1
+        self.check_counts()
 
     def complete(self, task: Task) -> None:
         self.lives.pop(task, None)
@@ -181,13 +182,15 @@ class NaiveQueue:
     def renew(self, task: Task, seconds: float) -> None:
         self.lives[task] = self.now + seconds
         assert self.queue.renew(held_of(task), self.now + seconds)
+        self.check_counts()
 
     def expire(self) -> None:
         """What has lived for too long is lost (SCH-05)."""
         over = {task for task, end in self.lives.items() if end <= self.now}
-        assert self.queue.next_expiry <= min(self.lives.values(), default=math.inf)
         expired = self.queue.expired(self.now)
         assert {assignment.task for assignment in expired} == over
+        for task in over:
+            del self.lives[task]
         for assignment in expired:
             assert assignment is assignment.task.held
             self.requeue(assignment.task)
@@ -248,6 +251,8 @@ class NaiveQueue:
         assert (self.queue.queued, self.queue.executing) == (len(self.waiting), len(self.running))
         assert all(task.stage is Stage.QUEUED for task in self.waiting)
         assert all(task.stage is Stage.EXECUTING for task in self.running)
+        # What has lived for too long is looked for in time (SCH-05).
+        assert self.queue.next_expiry <= min(self.lives.values(), default=math.inf)
         self.check_stranded()
         self.check_waiting()
         for name, offer in EXECUTORS.items():  # SCH-04

@@ -16,12 +16,14 @@ EXECUTORS = {name: Offer({}, CAPACITY) for name in ("a", "b", "c")}
 NUMBERS = count()
 
 
-def add(queue: Queue, key: str = "", mnemonic: str = "", inputs: bytes = b"") -> Task:
+def add(
+    queue: Queue, key: str = "", mnemonic: str = "", inputs: bytes = b"", output: str = ""
+) -> Task:
     action = LoadedAction(
         namespace="",
         digest=SHA256.digest(str(next(NUMBERS)).encode()),
         action=reapi.Action(),
-        command=reapi.Command(arguments=["true"]),
+        command=reapi.Command(arguments=["true"], output_paths=[output] if output else []),
         input_root=SHA256.digest(inputs),
         platform={"persistentWorkerKey": (key,)} if key else {},
         timeout_seconds=None,
@@ -46,7 +48,7 @@ def end(queue: Queue, task: Task) -> None:
     queue.offer(held.executor, now=0)
 
 
-def test_a_tool_goes_where_it_has_run_and_no_idle_slot_is_left_for_that() -> None:
+def test_a_tool_goes_where_it_has_run_and_no_idle_slot_is_left_for_that() -> None:  # SCH-09
     queue = make_queue()
     executors = [add(queue, "javac").executor for _ in range(5)]
     assert executors == ["a", "a", "b", "b", "c"]
@@ -69,13 +71,24 @@ def test_one_goes_where_its_input_root_was() -> None:
     assert add(queue, inputs=b"these").executor == "a"
 
 
+def test_an_edited_action_goes_where_its_input_root_is_near() -> None:  # SCH-09
+    queue = make_queue()
+    assert add(queue, inputs=b"a1", output="a.o").executor == "a"
+    assert add(queue, inputs=b"b1", output="b.o").executor == "b"
+    assert add(queue, inputs=b"a2", output="a.o").executor == "a"
+    # The very same inputs are nearer than those of an earlier version.
+    assert add(queue, inputs=b"b1", output="a.o").executor == "b"
+    # Both have no room left.
+    assert add(queue, inputs=b"a3", output="a.o").executor == "c"
+
+
 def test_without_a_worker_or_inputs_all_get_the_same() -> None:
     queue = make_queue()
     executors = [add(queue, mnemonic="CppCompile").executor for _ in range(6)]
     assert executors == ["a", "b", "c", "a", "b", "c"]
 
 
-def test_nothing_waits_for_a_warm_executor() -> None:
+def test_nothing_waits_for_a_warm_executor() -> None:  # SCH-09
     queue = make_queue(slots=1)
     warm = add(queue, "javac")
     others = [add(queue), add(queue)]

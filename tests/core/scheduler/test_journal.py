@@ -27,6 +27,7 @@ from stoker.scheduler import journal as journal_module
 from stoker.scheduler import journal_rows as rows
 from stoker.scheduler.journal import FILE, Journal, open_journal
 from stoker.scheduler.journal_rows import (
+    ADD_LOSS,
     SCHEMA,
     VERSION,
     Kept,
@@ -325,10 +326,17 @@ async def test_a_damaged_row_costs_itself_only(tmp_path: Path) -> None:
     records = make_records()
     async with open_journal(tmp_path, SETTINGS) as (journal, _):
         accept(journal, records, "a")
-        sound = accept(journal, records, "b")
+        accept(journal, records, "b")
+        sound = accept(journal, records, "c")
+    spoilt = "UPDATE operations SET function = {} WHERE number = (SELECT min(number) {})"
+    later = "FROM operations WHERE function != 'crc'"
     async with open_database(tmp_path / FILE, schema=SCHEMA, version=VERSION) as database:
         await database.change(
-            [Change("UPDATE operations SET function = 'crc' WHERE number < ?", [(sound.number,)])]
+            [
+                Change(spoilt.format("'crc'", "FROM operations"), [()]),
+                Change(spoilt.format("CAST(x'ff41' AS TEXT)", later), [()]),
+                Change(ADD_LOSS, [(b"key", "when?", 2**62, "local", 1)]),
+            ]
         )
         await database.change(
             [

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from stoker.action import LoadedAction
-from stoker.digest import SHA256
+from stoker.digest import BLAKE3, SHA256
 from stoker.errors import FailedPrecondition, InvalidRequest, Overloaded
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.resources import Capacity
@@ -91,6 +91,16 @@ def test_twins_share_one_task_and_the_more_urgent_lifts_it() -> None:  # EXE-21,
     again, _ = queue.add(make_action("twin"), -9, EXECUTORS, now=0)
     assert again is shared
     assert [offer(queue, "any"), offer(queue, "any"), offer(queue, "any")] == [shared, first, None]
+
+
+def test_twins_are_of_one_instance_and_one_digest_function() -> None:  # EXE-22
+    queue = make_queue()
+    action = make_action("a")
+    elsewhere = replace(action, namespace="other")
+    otherwise = replace(action, digest=action.digest._replace(function=BLAKE3))
+    tasks = {queue.add(each, 0, EXECUTORS, now=0)[0] for each in (action, elsewhere, otherwise)}
+    assert len(tasks) == 3
+    assert queue.add(replace(action, principal="bob"), 0, EXECUTORS, now=0)[0] in tasks
 
 
 def test_uncacheable_twins_run_apart() -> None:  # EXE-20

@@ -554,3 +554,35 @@ async def test_a_run_does_not_grow_with_those_who_come_and_go() -> None:
         assert record is not None
         assert record.sharers[0].name == first.name
         assert len(record.sharers) <= 1000
+
+
+FAVOURED = ("Link", "Javac", "Test")
+
+
+@pytest.mark.parametrize(
+    ("settings", "order"),
+    [
+        (SchedulerSettings(), "d a b c e"),
+        (SchedulerSettings(high_priority_mnemonics=FAVOURED), "d b c e a"),
+        # Overdue at once: after three that came later, it is the turn of the first.
+        (SchedulerSettings(ageing_seconds=0, high_priority_mnemonics=FAVOURED), "d b c a e"),
+    ],
+)
+async def test_order_is_as_it_is_set(
+    nursery: trio.Nursery, settings: SchedulerSettings, order: str
+) -> None:  # SCH-02
+    executor = Executor()
+    executor.release.set()
+    mnemonics = dict(zip("bce", FAVOURED, strict=True))
+    async with open_scheduler(EXECUTORS, settings) as scheduler:
+        operations = {}
+        for name in "abcde":
+            action = replace(make_action(name), mnemonic=mnemonics.get(name, ""))
+            priority = -1 if name == "d" else 0
+            operation = scheduler.submit(action, priority=priority, executors=EXECUTORS)
+            operations[operation.action_digest.hash] = name, operation
+        executor.start(nursery, scheduler)
+        for _, operation in operations.values():
+            await ended(operation)
+        assert " ".join(operations[hash_][0] for hash_ in executor.ran) == order
+        nursery.cancel_scope.cancel()

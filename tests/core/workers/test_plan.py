@@ -9,9 +9,10 @@ import pytest
 
 from stoker.digest import SHA256
 from stoker.storage.input_tree import InputDirectory, InputTree
-from stoker.workers.plan import plan_worker
+from stoker.workers.plan import Planner, plan_worker
+from stoker.workers.settings import WorkerRule, WorkerSettings
 
-from .actions import ASKED, TREE, a_tree, an_action, planned, refused
+from .actions import ASKED, PROTOCOLS, TREE, a_tree, an_action, planned, refused
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,24 @@ def test_workers_are_named_by_what_there_is() -> None:
     assert planned(an_action(platform=named)).name == "Shared"
     assert planned(an_action()).name == "Tool/Run"
     assert planned(replace(an_action(), mnemonic="")).name == "tool"
+
+
+def test_a_command_that_is_known_is_planned_as_a_new_one() -> None:
+    settings = WorkerSettings(rules=(WorkerRule(mnemonics=("Other",), use="never"),))
+    planner = Planner(PROTOCOLS, settings)
+    plain, other = an_action(), an_action(["bin/tool", "--x", "@flags"])
+    actions = [
+        plain,
+        other,
+        an_action(platform={}),
+        an_action(platform=ASKED | {"requires-worker-protocol": "json"}),
+        an_action(working_directory="src"),
+        replace(plain, mnemonic="Other"),
+        replace(plain, namespace="elsewhere"),
+        an_action(["bin/tool", "@none"]),
+    ]
+    trees = [TREE, a_tree("flags", tools=["bin/tool", "bin/more"]), a_tree("x")]
+    plans = [plan_worker(each, tree, PROTOCOLS, settings) for each in actions for tree in trees]
+    for _ in range(2):
+        assert [planner.plan(each, tree) for each in actions for tree in trees] == plans
+    assert len({repr(plan) for plan in plans}) > len(actions)

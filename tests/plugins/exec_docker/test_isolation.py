@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import trio
 
 from stoker import spi
 from stoker.testing.execution_strategy_laws import Witness, outcome, run
-from tests.docker_engine import BUSYBOX
+from tests.docker_engine import BUSYBOX, NoEngine, import_images, running_engine
 
 from .conftest import OpenStrategy
 from .places import asking, keeping, output, place_at
@@ -144,6 +145,42 @@ async def test_a_network_is_given_where_it_is_allowed(  # ISO-03
         assert "eth" not in await output(strategy, place, count, dockerNetwork="off")
         with pytest.raises(spi.FailedPrecondition, match="dockerNetwork=standard"):
             await output(strategy, place, count, dockerNetwork="standard")
+
+
+@pytest.fixture
+def networked_endpoint() -> Iterator[str]:
+    """An engine that has a network for its containers."""
+    try:
+        with running_engine(networked=True) as engine:
+            import_images(engine.endpoint, python=False)
+            yield engine.endpoint
+    except NoEngine as error:
+        pytest.skip(f"no container engine with a network: {error}")
+
+
+async def test_the_network_of_the_engine_is_for_those_who_ask_for_it(  # ISO-03, ISO-05
+    open_docker: OpenStrategy, tmp_path: Path, networked_endpoint: str
+) -> None:
+    settings = {"endpoint": networked_endpoint, "keep_containers": "always"}
+    # A refusal comes from where the way leads to: it goes there and back.
+    look = (
+        "ls /sys/class/net; "
+        "gateway=$(route -n | grep ^0.0.0.0 | tr -s ' ' | cut -d ' ' -f 2); "
+        'nc -w 2 "${gateway:-172.17.0.1}" 1 2>&1 < /dev/null'
+    )
+    async with open_docker(**settings, allowed_networks=("standard",)) as strategy:
+        place = place_at(tmp_path / "actions" / "1", strategy.user)
+        for asked in ("standard", "bridge"):
+            said = await output(strategy, place, look, dockerNetwork=asked)
+            assert said.split()[:2] == ["eth0", "lo"]
+            assert "Connection refused" in said
+        for properties in ({}, {"dockerNetwork": "off"}):
+            said = await output(strategy, place, look, **properties)
+            assert said.split()[0] == "lo"
+            assert "unreachable" in said
+    async with open_docker("given", **settings, network="standard") as strategy:
+        place = place_at(tmp_path / "actions" / "2", strategy.user)
+        assert "Connection refused" in await output(strategy, place, look)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run processes as other users")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stoker.cli.connection import Connection, server_options
-from stoker.client import RemoteInstance, response_of
+from stoker.client import response_of
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc.status import status_code
 
@@ -84,7 +84,7 @@ def show(connection: Connection, name: str, as_json: bool) -> None:
         return
     for key, value in plain.items():
         if value not in (None, ""):
-            click.echo(f"{key + ':':<16}{_printable(str(value))}")
+            click.echo(f"{key + ':':<17}{_printable(str(value))}")
 
 
 @operations.command()
@@ -104,17 +104,13 @@ async def _list(
 
 async def _show(connection: Connection, name: str) -> operations_pb2.Operation:
     async with connection.open() as remote:
-        return await remote.operation(_whole_name(remote, name))
+        return await remote.operation(remote.operation_name(name))
 
 
 async def _cancel(connection: Connection, names: Sequence[str]) -> None:
     async with connection.open() as remote:
         for name in names:
-            await remote.cancel(_whole_name(remote, name))
-
-
-def _whole_name(remote: RemoteInstance, name: str) -> str:
-    return name if "/" in name else remote.operation_name(name)
+            await remote.cancel(remote.operation_name(name))
 
 
 def _plain(operation: operations_pb2.Operation) -> dict[str, Any]:

@@ -27,18 +27,19 @@ def tail(*, connection: Connection, only: str | None, operation: str) -> None:
     Its stdout goes to stdout and its stderr to stderr, also of one that has ended already, as long
     as the server remembers it. Ctrl-C ends this command, and leaves the action alone.
 
-    OPERATION is its name as the server gives it: {instance/}operations/{id}. `stoker operations`
-    lists them, and so does the Operations service to any client.
+    OPERATION is named as the server names it, {instance/}operations/{id}, or by the last part of
+    that. `stoker operations list` lists them, and so does the Operations service to any client.
     """
-    response = trio.run(partial(_tail, connection, operation, only))
-    click.echo(_ending(operation, response), err=True)
+    click.echo(trio.run(partial(_tail, connection, operation, only)), err=True)
 
 
-async def _tail(connection: Connection, name: str, only: str | None) -> reapi.ExecuteResponse:
+async def _tail(connection: Connection, given_name: str, only: str | None) -> str:
+    """Returns how it has ended, in words."""
     async with (
         connection.open() as remote,
         open_live_output(remote, stdout=only != "stderr", stderr=only != "stdout") as live,
     ):
+        name = remote.operation_name(given_name)
         # Asked now and then, in place of a wait: an operation that nobody waits for is given up
         # after a while, and whoever looks on neither causes nor hinders that.
         while not (operation := await remote.operation(name)).done:
@@ -47,7 +48,7 @@ async def _tail(connection: Connection, name: str, only: str | None) -> reapi.Ex
             await trio.sleep(_PAUSE_SECONDS)
         response = response_of(operation)
         await live.show_rest(response, function_of(operation))
-    return response
+    return _ending(name, response)
 
 
 def _ending(name: str, response: reapi.ExecuteResponse) -> str:

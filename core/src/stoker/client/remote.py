@@ -207,10 +207,11 @@ class RemoteInstance(Blobs):
                 break
         return found[:at_most]
 
-    def operation_name(self, identifier: str) -> str:
-        """The name of an operation of this instance by its last segment; of all, if it is empty."""
-        parts = (self.instance_name, "operations", identifier)
-        return "/".join(filter(None, parts))
+    def operation_name(self, name: str) -> str:
+        """The whole name of an operation, of this instance where only the last segment is given;
+        of all of the instance's, if it is empty."""
+        parts = (self.instance_name, "operations", name)
+        return name if "/" in name else "/".join(filter(None, parts))
 
     async def cancel(self, operation_name: str) -> None:
         """Ask the server to stop an operation. Raises RpcError NOT_FOUND if it knows none."""

@@ -26,7 +26,7 @@ from stoker.log_streams.run_output import RunOutputs
 from stoker.spi import BlobStore, ExecutionStrategy, ProcessUser, WorkerProtocol
 from stoker.storage.input_tree import InputTree
 from stoker.storage.tree_cache import InputTrees
-from stoker.workers.plan import WorkerPlan, plan_worker
+from stoker.workers.plan import Planner, WorkerPlan
 from stoker.workers.pool import WorkerPool, open_worker_pool
 from stoker.workers.settings import WorkerSettings
 
@@ -57,7 +57,9 @@ class Executor:
         self._on_worker = OnWorker(name, blobs, workers, worker_settings)
         self._strategy = strategy
         self.workers = workers
-        self._worker_settings = worker_settings
+        self._planner = Planner(
+            workers.protocols, worker_settings, keeps_containers=strategy.keeps_containers
+        )
         self._settings = settings
 
     async def run(self, action: LoadedAction, started: Started) -> Outcome:
@@ -113,13 +115,7 @@ class Executor:
         return InputsMissing(list(dict.fromkeys(missing)))
 
     async def _run_on_worker(self, run: Run) -> Outcome | None:
-        plan = plan_worker(
-            run.action,
-            run.tree,
-            self.workers.protocols,
-            self._worker_settings,
-            keeps_containers=self._strategy.keeps_containers,
-        )
+        plan = self._planner.plan(run.action, run.tree)
         if isinstance(plan, WorkerPlan):
             surroundings = await self._strategy.identify_surroundings(run.action.platform)
             return await self._on_worker.run(run, plan.within(surroundings))

@@ -10,7 +10,7 @@ import structlog
 from stoker.protos import admin_pb2 as admin
 from stoker.scheduler.floor import ExecutorState
 from stoker.scheduler.scheduler import Scheduler
-from stoker.workers.pool import WorkerCounts
+from stoker.workers.report import WorkerCounts
 
 log = structlog.get_logger(__name__)
 

@@ -13,10 +13,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from stoker.errors import InvalidRequest
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.task import Stage
+
+MAX_COMPARISONS = 32
+"""How many comparisons a filter may have: each is made with each of a hundred thousand operations,
+and nobody else has his turn while some hundreds of these are looked at."""
+MAX_CHARACTERS = 16_384
+"""How long a filter may be."""
 
 Matches = Callable[[Operation], bool]
 
@@ -41,7 +48,13 @@ class OperationFilter:
 
     def __init__(self, text: str) -> None:
         """Raises InvalidRequest, telling what is wrong and what is allowed."""
-        self._comparisons = [*_parse(text)] if text.strip() else []
+        if len(text) > MAX_CHARACTERS:
+            raise InvalidRequest(
+                f"filter: {len(text)} characters are too long, {MAX_CHARACTERS} may be"
+            )
+        self._comparisons = [*islice(_parse(text), MAX_COMPARISONS + 1)] if text.strip() else []
+        if len(self._comparisons) > MAX_COMPARISONS:
+            raise InvalidRequest(f"filter: {MAX_COMPARISONS} comparisons may be, and no more")
 
     def matches(self, operation: Operation) -> bool:
         """Whether `operation` is wanted."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from stoker.action import Platform, RunRecord
@@ -20,6 +22,9 @@ COLUMNS = (
 """What `KeptRun.from_row` takes, and `row_of` gives."""
 
 
+_Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+
+
 class Facts(msgspec.Struct, omit_defaults=True, frozen=True):
     """What nobody searches for."""
 
@@ -34,7 +39,7 @@ class Facts(msgspec.Struct, omit_defaults=True, frozen=True):
     tool_version: str = ""
     tool_invocation_id: str = ""
     correlated_invocations_id: str = ""
-    exit_code: int | None = None
+    exit_code: _Int32 | None = None
     """None where it ended without a result."""
     error: str = ""
     """The kind of error that it ended with, as TimedOut."""
@@ -85,7 +90,8 @@ class KeptRun(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_row(cls, row: Row) -> KeptRun:
-        """The run in a row of `COLUMNS`."""
+        """The run in a row of `COLUMNS`. Raises ValueError, DecodeError or InvalidRequest for a
+        damaged one."""
         number, instance, function, hash_, size_bytes, *texts, ended_ns, action, metadata, facts = (
             row
         )
@@ -93,7 +99,7 @@ class KeptRun(msgspec.Struct, frozen=True):
             {
                 "number": number,
                 "instance": instance,
-                "digest": Digest(str(hash_), int(size_bytes or 0), _FUNCTIONS[function]),
+                "digest": _function(function).named(str(hash_), int(size_bytes or 0)),
                 **dict(zip(("mnemonic", "target", "output", "program"), texts, strict=True)),
                 "ended_ns": ended_ns,
                 "action": reapi.Action.FromString(_bytes(action)),
@@ -104,12 +110,20 @@ class KeptRun(msgspec.Struct, frozen=True):
         )
 
 
+def _function(number: Value) -> DigestFunction:
+    found = _FUNCTIONS.get(number)
+    if found is None:
+        raise ValueError(f"{number!r} is no digest function")
+    return found
+
+
 _FUNCTIONS: dict[Value, DigestFunction] = {f.number: f for f in DIGEST_FUNCTIONS}
 _ENCODER, _DECODER = msgspec.json.Encoder(), msgspec.json.Decoder(Facts)
 
 
 def _bytes(value: Value) -> bytes:
-    assert isinstance(value, bytes)
+    if not isinstance(value, bytes):
+        raise ValueError(f"{value!r} is no blob")  # noqa: TRY004 # one kind for all damage
     return value
 
 

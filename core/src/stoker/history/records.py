@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import structlog
 import trio
+from google.protobuf.message import DecodeError
 
 from stoker.action import RunRecord
 from stoker.database import Change, Database, Row, Value, open_database
-from stoker.errors import StorageFull, Unavailable
+from stoker.errors import InvalidRequest, StorageFull, Unavailable
 from stoker.history.kept_run import COLUMNS, KeptRun, row_of
 from stoker.history.settings import HistorySettings
 
@@ -133,7 +134,7 @@ class History:
 
     async def _find(self, condition: str, *values: Value, limit: int = 1) -> list[KeptRun]:
         query = f"SELECT {COLUMNS} FROM runs WHERE {condition} ORDER BY id DESC LIMIT {limit}"  # noqa: S608 -- of texts of ours only
-        return [KeptRun.from_row(row) for row in await self._read(query, *values)]
+        return [*_readable(await self._read(query, *values))]
 
     async def _read(self, query: str, *values: Value) -> list[Row]:
         if self._database is None:
@@ -198,6 +199,14 @@ class History:
             Change(f"DELETE FROM operations WHERE run <= ({last_gone})", bounds),  # noqa: S608
             Change(f"DELETE FROM runs WHERE id <= ({last_gone})", bounds),  # noqa: S608
         ]
+
+
+def _readable(rows: Iterable[Row]) -> Iterator[KeptRun]:
+    for row in rows:
+        try:
+            yield KeptRun.from_row(row)
+        except (ValueError, DecodeError, InvalidRequest) as error:
+            _log.warning("the record of a run is unreadable", run=row[0], reason=str(error))
 
 
 def _changes(batch: list[RunRecord], first: int) -> list[Change]:

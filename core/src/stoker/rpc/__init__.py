@@ -9,11 +9,11 @@ from stoker.rpc.client_stream import ClientStream
 from stoker.rpc.credentials import ClientTlsCredentials, TlsCredentials
 from stoker.rpc.health import Health
 from stoker.rpc.metadata import Metadata
+from stoker.rpc.method import Method
 from stoker.rpc.reflection import reflection_services
 from stoker.rpc.server import MAX_RECEIVE_MESSAGE_BYTES, Server
 from stoker.rpc.server_call import ServerCall
 from stoker.rpc.service import (
-    Method,
     Service,
     stream_stream,
     stream_unary,

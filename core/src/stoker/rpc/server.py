@@ -9,9 +9,10 @@ import trio
 from stoker.rpc.completion_queue import Action, BatchEvent, NewCallEvent, Options, ServerQueue
 from stoker.rpc.credentials import TlsCredentials
 from stoker.rpc.listening import is_served, reason_not_to_listen
+from stoker.rpc.method import Method
 from stoker.rpc.poll_thread import PollThread
 from stoker.rpc.server_call import ServerCall, refuse
-from stoker.rpc.service import Method, Service
+from stoker.rpc.service import Service
 from stoker.rpc.status import RpcError, StatusCode
 
 logger = logging.getLogger(__name__)

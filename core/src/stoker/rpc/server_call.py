@@ -25,8 +25,8 @@ from stoker.rpc.completion_queue import (
 )
 from stoker.rpc.flow import Incoming, Outgoing
 from stoker.rpc.metadata import Metadata, Pair, checked_pairs
+from stoker.rpc.method import Method
 from stoker.rpc.principal import principal_of
-from stoker.rpc.service import Method
 from stoker.rpc.status import STATUS_DETAILS_KEY, RpcError, StatusCode, encode_details, sent_message
 
 _NEVER = 1e15

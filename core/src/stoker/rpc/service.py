@@ -1,32 +1,16 @@
-"""What a server serves: services, their methods, and how each method's messages are coded."""
+"""What a server serves: services, and the four sorts of methods that they have."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-if TYPE_CHECKING:
-    from stoker.rpc.server_call import ServerCall
+from stoker.rpc.method import Method
+from stoker.rpc.server_call import ServerCall
 
 RequestT = TypeVar("RequestT", bound=Message | bytes)
 ResponseT = TypeVar("ResponseT", bound=Message | bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """One method: its handler, which sides stream, and the coding of its messages.
-
-    `decode` is None where requests are raw bytes. Made by `unary_unary`,
-    `unary_stream`, `stream_unary` and `stream_stream`.
-    """
-
-    handler: Callable[..., Awaitable[Any]]
-    request_streams: bool
-    response_streams: bool
-    request_type: type[Any]
-    response_type: type[Any]
-    decode: Callable[[bytes], Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +32,7 @@ def _method(
 
 
 def unary_unary(
-    handler: Callable[[RequestT, "ServerCall"], Awaitable[ResponseT]],
+    handler: Callable[[RequestT, ServerCall], Awaitable[ResponseT]],
     request_type: type[RequestT],
     response_type: type[ResponseT],
 ) -> Method:
@@ -57,7 +41,7 @@ def unary_unary(
 
 
 def unary_stream(
-    handler: Callable[[RequestT, "ServerCall"], Awaitable[ResponseT | None]],
+    handler: Callable[[RequestT, ServerCall], Awaitable[ResponseT | None]],
     request_type: type[RequestT],
     response_type: type[ResponseT],
 ) -> Method:
@@ -69,7 +53,7 @@ def unary_stream(
 
 
 def stream_unary(
-    handler: Callable[["ServerCall"], Awaitable[ResponseT]],
+    handler: Callable[[ServerCall], Awaitable[ResponseT]],
     request_type: type[RequestT],
     response_type: type[ResponseT],
 ) -> Method:
@@ -82,7 +66,7 @@ def stream_unary(
 
 
 def stream_stream(
-    handler: Callable[["ServerCall"], Awaitable[None]],
+    handler: Callable[[ServerCall], Awaitable[None]],
     request_type: type[RequestT],
     response_type: type[ResponseT],
 ) -> Method:

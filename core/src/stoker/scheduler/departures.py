@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import trio
 
 from stoker.alarm import Alarm
 from stoker.scheduler.operation import Operation
+from stoker.scheduler.task import Stage
 
 
 class _Departure(NamedTuple):
@@ -34,7 +36,28 @@ class Departures:
         """Watch the clock, without end."""
         await self._alarm.run()
 
-    def note(self, operation: Operation) -> None:
+    @contextmanager
+    def watching(self, operation: Operation) -> Iterator[None]:
+        """Somebody waits for `operation`, within this context."""
+        operation.watchers += 1
+        try:
+            yield
+        finally:
+            operation.watchers -= 1
+            operation.departures += 1
+            if operation.watchers == 0 and operation.stage is not Stage.COMPLETED:
+                self._note(operation)
+
+    async def await_return(self, operations: Iterable[Operation], seconds: float) -> None:
+        """Abandon those of `operations` that nobody waits for, nor has, `seconds` from now."""
+        await trio.sleep(seconds)
+        for operation in operations:
+            # There may be as many as a queue holds, and others want their turn.
+            await trio.lowlevel.checkpoint()
+            if operation.watchers == 0 and operation.departures == 0:
+                self._abandon(operation)
+
+    def _note(self, operation: Operation) -> None:
         """The last that waited for `operation` has gone."""
         due = trio.current_time() + self._patience_seconds
         self._departures.append(_Departure(due, operation, operation.departures))

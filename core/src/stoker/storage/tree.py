@@ -66,14 +66,24 @@ def check_directory(digest: Digest, directory: reapi.Directory, names: Set[str])
     `names` are those in `directory`: whoever parses it has them at hand. Order is not looked at.
     Links must have a target.
     """
-    joined = "".join(names)
-    if (
-        len(names) < entry_count(directory)
-        or not names.isdisjoint(_NO_NAMES)
-        or "/" in joined
-        or "\0" in joined
-    ):
+    if not are_sound(names, entry_count(directory)):
         raise InvalidRequest(f"directory {digest}: {_culprit(directory)}")
+    check_links(digest, directory)
+
+
+def are_sound(names: Set[str], count: int) -> bool:
+    """Whether each of `count` names is one path segment, and occurs once among `names`."""
+    joined = "".join(names)
+    return (
+        len(names) == count
+        and names.isdisjoint(_NO_NAMES)
+        and "/" not in joined
+        and "\0" not in joined
+    )
+
+
+def check_links(digest: Digest, directory: reapi.Directory) -> None:
+    """Raise InvalidRequest for a link without a target."""
     for link in directory.symlinks:
         if not link.target or "\0" in link.target:
             raise InvalidRequest(
@@ -169,24 +179,42 @@ Read = Callable[[Collection[Digest]], Awaitable[Mapping[Digest, bytes]]]
 """Reads blobs, and leaves out those that are absent."""
 
 
+class RawBatch(NamedTuple):
+    """Directories that were read, as bytes, and those that are not in the store."""
+
+    found: dict[Digest, bytes]
+    absent: list[Digest]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all directories that were found."""
+        return sum(map(len, self.found.values()))
+
+
+async def read_raw(read: Read, digests: list[Digest]) -> RawBatch:
+    """Read directories; the empty one is always there."""
+    stored = [digest for digest in digests if digest != digest.function.empty]
+    data = dict(await read(stored)) if stored else {}
+    data.update((digest, b"") for digest in digests if digest == digest.function.empty)
+    return RawBatch(
+        {digest: data[digest] for digest in digests if digest in data},
+        [digest for digest in digests if digest not in data],
+    )
+
+
 async def read_directories(read: Read, digests: list[Digest]) -> Batch:
     """Read and parse directories; the empty one is always there. Raises InvalidRequest."""
-    stored = [digest for digest in digests if digest != digest.function.empty]
-    data = await read(stored) if stored else {}
-    inline = sum(map(len, data.values())) < _INLINE_BYTES
-    return await run(_parse_batch, digests, data, inline=inline)
+    return await parse_batch(await read_raw(read, digests))
 
 
-def _parse_batch(digests: list[Digest], data: Mapping[Digest, bytes]) -> Batch:
-    batch = Batch([], [])
-    for digest in digests:
-        if digest == digest.function.empty:
-            batch.found.append((digest, reapi.Directory()))
-        elif digest in data:
-            batch.found.append((digest, parse_directory(digest, data[digest])))
-        else:
-            batch.absent.append(digest)
-    return batch
+async def parse_batch(raw: RawBatch) -> Batch:
+    """The messages that were read. Raises InvalidRequest."""
+    inline = raw.size_bytes < _INLINE_BYTES
+    return Batch(await run(_parse_all, raw.found, inline=inline), raw.absent)
+
+
+def _parse_all(found: Mapping[Digest, bytes]) -> list[tuple[Digest, reapi.Directory]]:
+    return [(digest, parse_directory(digest, data)) for digest, data in found.items()]
 
 
 def read_properties(directory: Digest, node: reapi.FileNode) -> tuple[bool, int | None, int | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from functools import partial
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -14,6 +14,7 @@ from stoker.digest import Digest
 from stoker.errors import InputsMissing, InvalidRequest
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.spi import HELD_SECONDS, BlobStore
+from stoker.storage.file_records import FileRecords, NamedEntry
 from stoker.storage.input_tree import (
     FileEntry,
     InputDirectory,
@@ -23,12 +24,17 @@ from stoker.storage.input_tree import (
 from stoker.storage.recent import read_soon
 from stoker.storage.threads import run
 from stoker.storage.tree import (
+    RawBatch,
+    are_sound,
     check_directory,
+    check_links,
     directory_batches,
     entry_count,
+    parse_batch,
+    parse_directory,
     parse_in,
-    read_directories,
     read_properties,
+    read_raw,
 )
 
 MAX_INPUT_ENTRIES = 1_000_000
@@ -45,6 +51,8 @@ the store they go on being in use."""
 
 # Parsing or linking an entry takes 3 µs or so; beyond this number others should not wait for it.
 _INLINE_ENTRIES = 2_000
+# Of so little each record is looked at: about as many entries.
+_FEW_BYTES = 128 * 1024
 # How many files are remembered to have been in the store, about 200 bytes each.
 _SEEN_FILES = 100_000
 # Names are short but a path repeats those of all its parents: a deep chain grows quadratically.
@@ -57,6 +65,14 @@ class _Parsed(NamedTuple):
     files: Mapping[str, FileEntry]
     directories: Mapping[str, Digest]
     symlinks: Mapping[str, str]
+
+    @property
+    def names(self) -> Set[str]:
+        return {*self.files, *self.directories, *self.symlinks}
+
+    @property
+    def entry_count(self) -> int:
+        return len(self.files) + len(self.directories) + len(self.symlinks)
 
 
 class _Seen(NamedTuple):
@@ -87,6 +103,7 @@ class InputTrees:
         # When a file was last seen in the store: a directory that is new has most of its files from
         # another one, as a rule. In the order in which they were seen.
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._records = FileRecords()
         self._kept_entries = 0
         self._most_kept_entries = kept_entries
 
@@ -128,15 +145,13 @@ class InputTrees:
         while level:
             below: dict[Digest, None] = {}
             for digests in directory_batches(level):
-                found, gone = await read_directories(read, digests)
-                absent += gone
-                size = sum(entry_count(directory) for _, directory in found)
-                entries += size
+                raw = await read_raw(read, digests)
+                absent += raw.absent
+                listings = await self._parse(root, raw)
+                parsed |= listings
+                entries += sum(listing.entry_count for listing in listings.values())
                 if entries > self._max_entries:
                     raise _too_many(root, self._max_entries)
-                inline = size < _INLINE_ENTRIES
-                listings = await run(_parse_all, found, self._seen, inline=inline)
-                parsed |= listings
                 for listing in listings.values():
                     below.update(dict.fromkeys(listing.directories.values()))
             level = [digest for digest in below if digest not in seen]
@@ -149,6 +164,26 @@ class InputTrees:
             new.checked_at = since
             self._known[new.digest] = new
         return linked[root]
+
+    async def _parse(self, root: Digest, raw: RawBatch) -> dict[Digest, _Parsed]:
+        if raw.size_bytes < _FEW_BYTES:
+            return {digest: self._parse_few(digest, data) for digest, data in raw.found.items()}
+        found = (await parse_batch(raw)).found
+        size = sum(entry_count(directory) for _, directory in found)
+        if size > self._max_entries:
+            raise _too_many(root, self._max_entries)
+        return await run(_parse_all, found, self._seen, inline=size < _INLINE_ENTRIES)
+
+    def _parse_few(self, digest: Digest, data: bytes) -> _Parsed:
+        """As `_parse`, of what may differ little from a directory of the last time."""
+        parse = partial(_parse_files, seen=self._seen)
+        files, rest = self._records.read(digest, data, parse)
+        parsed = _Parsed(dict(files), *_parse_rest(digest, rest))
+        if not are_sound(parsed.names, len(files) + len(rest.directories) + len(rest.symlinks)):
+            # Names all that it holds in its error.
+            check_directory(digest, parse_directory(digest, data), parsed.names)
+        check_links(digest, rest)
+        return parsed
 
     def _unknown(self, level: Iterable[Digest], held: dict[Digest, InputDirectory]) -> list[Digest]:
         """Those of `level` that are to be read. The others are held."""
@@ -271,18 +306,24 @@ def _parse_all(
 
 
 def _parse(digest: Digest, directory: reapi.Directory, seen: Mapping[str, _Seen]) -> _Parsed:
-    files = _parse_files(digest, directory.files, seen)
+    files = dict(_parse_files(digest, directory.files, seen))
+    parsed = _Parsed(files, *_parse_rest(digest, directory))
+    check_directory(digest, directory, parsed.names)
+    return parsed
+
+
+def _parse_rest(
+    digest: Digest, directory: reapi.Directory
+) -> tuple[Mapping[str, Digest], Mapping[str, str]]:
     directories = {node.name: parse_in(digest, node) for node in directory.directories}
-    symlinks = {link.name: link.target for link in directory.symlinks}
-    check_directory(digest, directory, {*files, *directories, *symlinks})
-    return _Parsed(files, directories, symlinks)
+    return directories, {link.name: link.target for link in directory.symlinks}
 
 
 def _parse_files(
     directory: Digest, nodes: Iterable[reapi.FileNode], seen: Mapping[str, _Seen]
-) -> dict[str, FileEntry]:
-    """One loop: it is done for all files of each directory in which one has changed."""
-    files, function, look = {}, directory.function, seen.get
+) -> list[NamedEntry]:
+    """One loop: it is done for each file of a directory that is new."""
+    files, function, look = list[NamedEntry](), directory.function, seen.get
     for node in nodes:
         named = node.digest
         before = look(named.hash)
@@ -297,7 +338,7 @@ def _parse_files(
         if node.is_executable or node.HasField("node_properties"):
             properties = read_properties(directory, node)
             entry = FileEntry(entry.digest, node.is_executable, *properties)
-        files[node.name] = entry
+        files.append((node.name, entry))
     return files
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Iterable
+from collections import OrderedDict
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, replace
 
 from stoker.action import LoadedAction
@@ -28,6 +29,9 @@ PERSISTENT_WORKER_FLAG = "--persistent_worker"
 DEFAULT_PROTOCOL = "proto"
 
 _UNCONFIGURED = WorkerSettings()
+
+_REMEMBERED_COMMANDS = 256
+_REMEMBERED_BYTES = 64 * 2**10  # what one may have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,87 @@ class WorkerPlan:
         return replace(self, key=replace(self.key, surroundings=surroundings))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """What an action says of a worker, whatever its inputs are."""
+
+    command_line: CommandLine
+    wishes: Wishes
+    rule: WorkerRule
+    protocol: str
+    mode: Mode
+    terms: WorkerTerms
+    platform: tuple[tuple[str, tuple[str, ...]], ...]
+    environment: tuple[tuple[str, str], ...]
+
+
+class Planner:
+    """Plans for the actions of one executor. It remembers commands: they are sent again with other
+    inputs."""
+
+    def __init__(
+        self,
+        protocols: Collection[str],
+        settings: WorkerSettings = _UNCONFIGURED,
+        *,
+        keeps_containers: bool | None = None,
+    ) -> None:
+        """`protocols` are those on offer, and `keeps_containers` is the strategy's."""
+        self._protocols = protocols
+        self._settings = settings
+        self._keeps_containers = keeps_containers
+        self._readings: OrderedDict[Hashable, _Reading | str | None] = OrderedDict()
+
+    def plan(self, action: LoadedAction, tree: InputTree) -> WorkerPlan | str | None:
+        """See `plan_worker`."""
+        reading = self._reading(action)
+        if not isinstance(reading, _Reading):
+            return reading
+        if obstacle := _command_line_obstacle(reading.command_line, action, tree):
+            return obstacle
+        return _plan(action, tree, reading)
+
+    def _reading(self, action: LoadedAction) -> _Reading | str | None:
+        command = action.command.SerializeToString(deterministic=True)
+        if len(command) > _REMEMBERED_BYTES:
+            return self._read(action)
+        key = (command, action.mnemonic, *action.platform.items())
+        if key not in self._readings:
+            self._readings[key] = self._read(action)
+            if len(self._readings) > _REMEMBERED_COMMANDS:
+                self._readings.popitem(last=False)
+        self._readings.move_to_end(key)
+        return self._readings[key]
+
+    def _read(self, action: LoadedAction) -> _Reading | str | None:
+        rule = find_rule(self._settings.rules, action.mnemonic, action.command.arguments[0])
+        try:
+            asked = asks_for_worker(action.platform)
+            if asked is False or (asked is None and rule.use != "always"):
+                return None
+            wishes = read_wishes(action.platform)
+        except UnclearProperties as error:
+            return f"{error}"
+        protocol = wishes.protocol or rule.protocol or DEFAULT_PROTOCOL
+        obstacle = _obstacle(rule, protocol, self._protocols)
+        if obstacle := obstacle or _container_obstacle(wishes, rule, self._keeps_containers):
+            return obstacle
+        command_line = split_arguments(action.command.arguments)
+        if command_line is None:
+            return "no argument names a flag file (@file or --flagfile=file) to send to a worker"
+        mode = _mode(wishes, rule, self._settings)
+        return _Reading(
+            command_line=command_line,
+            wishes=wishes,
+            rule=rule,
+            protocol=protocol,
+            mode=mode,
+            terms=_terms(rule, self._settings, mode),
+            platform=telling_processes_apart(action.platform),
+            environment=_environment(action.command),
+        )
+
+
 def plan_worker(
     action: LoadedAction,
     tree: InputTree,
@@ -93,32 +178,7 @@ def plan_worker(
 
     It costs as much as those directories of `tree` have entries that no earlier tree has.
     """
-    rule = find_rule(settings.rules, action.mnemonic, action.command.arguments[0])
-    try:
-        asked = asks_for_worker(action.platform)
-        if asked is False or (asked is None and rule.use != "always"):
-            return None
-        wishes = read_wishes(action.platform)
-    except UnclearProperties as error:
-        return f"{error}"
-    protocol = wishes.protocol or rule.protocol or DEFAULT_PROTOCOL
-    obstacle = _obstacle(rule, protocol, protocols)
-    if obstacle := obstacle or _container_obstacle(wishes, rule, keeps_containers):
-        return obstacle
-    command_line = split_arguments(action.command.arguments)
-    if command_line is None:
-        return "no argument names a flag file (@file or --flagfile=file) to send to a worker"
-    if obstacle := _command_line_obstacle(command_line, action, tree):
-        return obstacle
-    return _plan(
-        action,
-        tree,
-        command_line=command_line,
-        wishes=wishes,
-        rule=rule,
-        settings=settings,
-        protocol=protocol,
-    )
+    return Planner(protocols, settings, keeps_containers=keeps_containers).plan(action, tree)
 
 
 def _obstacle(rule: WorkerRule, protocol: str, protocols: Collection[str]) -> str | None:
@@ -154,39 +214,30 @@ def _command_line_obstacle(
     return None
 
 
-def _plan(
-    action: LoadedAction,
-    tree: InputTree,
-    *,
-    command_line: CommandLine,
-    wishes: Wishes,
-    rule: WorkerRule,
-    settings: WorkerSettings,
-    protocol: str,
-) -> WorkerPlan:
-    tools = _tools(action, tree, command_line, rule)
-    mode = _mode(wishes, rule, settings)
-    startup = command_line.startup
+def _plan(action: LoadedAction, tree: InputTree, reading: _Reading) -> WorkerPlan:
+    rule, wishes = reading.rule, reading.wishes
+    startup, flag_files = reading.command_line
+    tools = _tools(action, tree, reading.command_line, rule)
     return WorkerPlan(
         key=WorkerKey(
             namespace=action.namespace,
             silo=wishes.silo,
             client_key=wishes.client_key,
-            platform=telling_processes_apart(action.platform),
+            platform=reading.platform,
             argv=(*startup, PERSISTENT_WORKER_FLAG, *rule.extra_flags),
-            environment=_environment(action.command),
+            environment=reading.environment,
             working_directory=action.command.working_directory,
-            protocol=protocol,
-            mode=mode,
+            protocol=reading.protocol,
+            mode=reading.mode,
             tools=tools.tree.root.digest.hash,
         ),
-        protocol=protocol,
+        protocol=reading.protocol,
         startup=startup,
-        flag_files=command_line.flag_files,
+        flag_files=flag_files,
         tool_tree=tools.tree,
         tools_by=tools.by,
         name=wishes.name or action.mnemonic or posixpath.basename(startup[0]),
-        terms=_terms(rule, settings, mode),
+        terms=reading.terms,
         cancellable=_first_said(wishes.cancellation, rule.cancellation),
         verbosity=rule.verbosity,
     )

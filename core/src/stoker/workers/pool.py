@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Generic, NamedTuple
+from typing import Generic
 
 import structlog
 import trio
@@ -15,37 +14,26 @@ from stoker.action import LoadedAction
 from stoker.alarm import Alarm
 from stoker.errors import Unavailable
 from stoker.spi import ExecutionStrategy, ProcessUser, WorkerProtocol
+from stoker.workers.expiry import Expiry
 from stoker.workers.failure import WorkerFailed
 from stoker.workers.history import History
-from stoker.workers.invocations import Invocations
 from stoker.workers.logs import WorkerLogs
 from stoker.workers.making import Folder, FolderT, WorkerMaker
 from stoker.workers.places import Places, Reason, Ticket
 from stoker.workers.plan import WorkerPlan
-from stoker.workers.report import PoolReport
+from stoker.workers.report import PoolReport, WorkerCounts
 from stoker.workers.resident import Resident
 from stoker.workers.settings import WorkerSettings
 from stoker.workers.survey import survey
 from stoker.workers.verdict import end_by_itself, has_to_recover, reason_to_end
 from stoker.workers.worker import Worker, WorkerMachinery
 
-__all__ = ["Folder", "WorkerCounts", "WorkerPool", "open_worker_pool"]
+__all__ = ["Folder", "WorkerPool", "open_worker_pool"]
 
 _log = structlog.get_logger(__name__)
 
 MEASURE_SECONDS = 5.0
 """How often the memory of workers is measured, and how long that may take."""
-
-
-class WorkerCounts(NamedTuple):
-    """What a pool holds at one moment."""
-
-    places: int
-    """Processes that are there, or begin or end; at most `max_workers`."""
-    idle: int
-    """Those that wait for work."""
-    waiting: int
-    """Leases that wait for a worker."""
 
 
 @asynccontextmanager
@@ -66,21 +54,13 @@ async def open_worker_pool(
 
     On leaving, idle workers are ended politely and others at once; no process is left, nor log.
     """
-    machinery = WorkerMachinery(
-        strategy=strategy,
-        max_response_bytes=settings.max_response_bytes,
-        max_log_bytes=settings.max_log_bytes,
-        cancel_grace_seconds=settings.cancel_grace_seconds,
-        shutdown_grace_seconds=settings.shutdown_grace_seconds,
-    )
-    logs = WorkerLogs(folder / "logs", settings.kept_logs, user)
     maker = WorkerMaker(
-        machinery=machinery,
+        machinery=_machinery(strategy, settings),
         protocols=protocols,
         folder=folder,
         open_folder=open_folder,
         user=user,
-        logs=logs,
+        logs=WorkerLogs(folder / "logs", settings.kept_logs, user),
     )
     async with trio.open_nursery() as nursery:
         pool = WorkerPool(nursery, maker, settings)
@@ -89,6 +69,16 @@ async def open_worker_pool(
         finally:
             pool.close()
     maker.remove_logs()
+
+
+def _machinery(strategy: ExecutionStrategy, settings: WorkerSettings) -> WorkerMachinery:
+    return WorkerMachinery(
+        strategy=strategy,
+        max_response_bytes=settings.max_response_bytes,
+        max_log_bytes=settings.max_log_bytes,
+        cancel_grace_seconds=settings.cancel_grace_seconds,
+        shutdown_grace_seconds=settings.shutdown_grace_seconds,
+    )
 
 
 class WorkerPool(Generic[FolderT]):
@@ -105,7 +95,11 @@ class WorkerPool(Generic[FolderT]):
         )
         self._residents: dict[Resident[FolderT], None] = {}
         self._history = History()
-        self._invocations = Invocations(settings.quit_after_invocation_seconds)
+        self._expiry = Expiry(
+            self._places,
+            idle_seconds=settings.idle_seconds,
+            quit_after_invocation_seconds=settings.quit_after_invocation_seconds,
+        )
         self._closed = False
         self._drained = False
         self._upkeep = trio.CancelScope()
@@ -154,7 +148,7 @@ class WorkerPool(Generic[FolderT]):
         caller. Raises Unavailable if there is no folder to be had, and once the pool is closed.
         """
         invocation = action.metadata.tool_invocation_id
-        self._invocations.begin(invocation)
+        self._expiry.begin_action(invocation)
         try:
             resident = await self._take(plan, action, environment, avoid_warm=avoid_warm)
         except BaseException:
@@ -298,8 +292,8 @@ class WorkerPool(Generic[FolderT]):
         self._settle()
 
     def _end_action(self, invocation: str) -> None:
-        self._invocations.end(invocation, trio.current_time())
-        self._alarm.set(self._next_end())
+        self._expiry.end_action(invocation, trio.current_time())
+        self._alarm.set(self._expiry.next_end)
 
     # --- the life of workers
 
@@ -400,21 +394,7 @@ class WorkerPool(Generic[FolderT]):
         if self._places.is_idle(resident):
             resident.idle_since = trio.current_time()
 
-    def _next_end(self) -> float:
-        """When something that is idle now has been so for too long."""
-        oldest = self._places.least_recently_used()
-        expiry = math.inf if oldest is None else oldest.idle_since + self._settings.idle_seconds
-        return min(expiry, self._invocations.next_end)
-
     def _sweep(self) -> None:
-        now = trio.current_time()
-        while (oldest := self._places.least_recently_used()) is not None:
-            if oldest.idle_since + self._settings.idle_seconds > now:
-                break
-            self._places.retire(oldest, "expired")
-        ended = self._invocations.take_ended(now)
-        for resident in self._residents if ended else ():
-            if resident.invocation in ended and self._places.is_idle(resident):
-                self._places.retire(resident, "invocation")
+        self._expiry.retire_overdue(self._residents, trio.current_time())
         self._settle()
-        self._alarm.set(self._next_end())
+        self._alarm.set(self._expiry.next_end)

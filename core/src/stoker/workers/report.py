@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from stoker.workers.key import WorkerKey
 
 State = Literal["starting", "idle", "busy", "recovering", "ending"]
 """`recovering`: a request was given up, and its answer is still awaited."""
+
+
+class WorkerCounts(NamedTuple):
+    """What a pool holds at one moment."""
+
+    places: int
+    """Processes that are there, or begin or end; at most `max_workers`."""
+    idle: int
+    """Those that wait for work."""
+    waiting: int
+    """Leases that wait for a worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import stat
+from contextlib import suppress
+from pathlib import Path
+
 import trio
 
 from stoker_exec_docker.connection import Connection
@@ -80,3 +84,14 @@ class Stdout(trio.abc.ReceiveStream):
         self._closed = True
         self._unread.clear()
         self._changed.unpark_all()
+
+
+def output_pipes(pid: int) -> frozenset[int]:
+    """The numbers of the pipes that a process writes to; none once it has ended."""
+    pipes = set()
+    for output in (1, 2):
+        with suppress(OSError):
+            status = Path(f"/proc/{pid}/fd/{output}").stat()
+            if stat.S_ISFIFO(status.st_mode):
+                pipes.add(status.st_ino)
+    return frozenset(pipes)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import trio
 
 from stoker import spi
+from stoker_exec_docker.command import as_the_engine_takes_it, fatal_signal
 from stoker_exec_docker.connection import Connection, start_command
 from stoker_exec_docker.container import Container
 from stoker_exec_docker.engine import Engine, Facts, NoSuchThing, NotAnswering, Refused
 from stoker_exec_docker.frames import STDERR, Frame, FrameDecoder
 from stoker_exec_docker.handover import handed_over
 from stoker_exec_docker.inside import Inside, InsideFolder
-from stoker_exec_docker.pipes import Stdin, Stdout
+from stoker_exec_docker.pipes import Stdin, Stdout, output_pipes
 from stoker_exec_docker.program import find_env, find_program
 from stoker_exec_docker.rooting import as_rooted, rooted
 
@@ -33,16 +32,6 @@ _KILL_BOUND_SECONDS: Final = 20.0
 _START_BOUND_SECONDS: Final = 2.0
 _APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _REPLACE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-
-# Not SIGHUP: 129 is an exit code that programs choose themselves.
-_FATAL_SIGNALS: Final = frozenset(
-    {
-        *(signal.SIGINT, signal.SIGQUIT, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT),
-        *(signal.SIGBUS, signal.SIGFPE, signal.SIGKILL, signal.SIGUSR1, signal.SIGSEGV),
-        *(signal.SIGUSR2, signal.SIGPIPE, signal.SIGALRM, signal.SIGTERM, signal.SIGXCPU),
-        *(signal.SIGXFSZ, signal.SIGSYS),
-    }
-)
 
 
 class ContainerLost(Exception):
@@ -163,7 +152,13 @@ class DockerProcess(spi.Process):
 
     async def _prepare(self, program: str) -> str:
         spec = self._spec
-        argv, environment = self._as_the_engine_takes_it(program)
+        argv, environment = as_the_engine_takes_it(
+            spec,
+            program=program,
+            env=self._env_program,
+            of_image=self._container.plan.image.variables,
+            is_podman=self._engine.is_podman,
+        )
         return await self._engine.prepare_command(
             self._container.identity,
             argv,
@@ -173,23 +168,6 @@ class DockerProcess(spi.Process):
             stdin=spec.stdout is None,
             privileged=self._container.plan.wishes.privileged,
         )
-
-    def _as_the_engine_takes_it(self, program: str) -> tuple[Sequence[str], Sequence[str]]:
-        """The command and its variables: a name without a value is one that is taken away."""
-        given = self._spec.environment
-        env = self._env_program
-        variables = [f"{name}={value}" for name, value in given.items()]
-        argv = list(self._spec.argv)
-        if "/" not in argv[0] and not given.get("PATH"):
-            # Engines look a bare name up in the PATH that the process has.
-            argv[0] = program
-        if self._engine.is_podman:
-            return ([env, "-i", *variables, *argv] if env else argv), variables
-        if not given.get("HOME") and env:
-            # Engines set it where it is empty; who is started by `env` is rid of that.
-            argv = [env, *(["HOME="] if "HOME" in given else ["-u", "HOME"]), *argv]
-        unwanted = {"HOSTNAME", "PATH", *self._container.plan.image.variables} - given.keys()
-        return argv, [*variables, *sorted(unwanted)]
 
     # --- while it lives --------------------------------------------------------------------------
 
@@ -276,7 +254,7 @@ class DockerProcess(spi.Process):
 
     async def _wait_for_end(self, pid: int) -> None:
         """Until the process has ended, whoever else holds its outputs."""
-        outputs = _output_pipes(pid)
+        outputs = output_pipes(pid)
         try:
             descriptor = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -296,7 +274,7 @@ class DockerProcess(spi.Process):
         await self._pumped.wait()
         await self._engine.inspect_command(self._command)
         # It would write on, and nobody would ever have it.
-        if outputs & _output_pipes(pid):
+        if outputs & output_pipes(pid):
             raise spi.Unavailable(f"the streams of {self.name} ended while it had them open")
 
     async def _wait_until_over(self) -> Facts:
@@ -311,14 +289,13 @@ class DockerProcess(spi.Process):
         if not facts["Pid"] and not self._engine.is_podman:
             self._container.usable = False
             raise spi.Unavailable(f"the container engine has not started {self.name}")
-        number = code - 128
         died = await self._is_container_out_of_memory() if code == 137 else False
         breach = await trio.to_thread.run_sync(
             partial(self._container.breach, code, out_of_memory=died)
         )
         return spi.Exit(
             code,
-            signal.Signals(number) if number in _FATAL_SIGNALS else None,
+            fatal_signal(code),
             breach,
             await trio.to_thread.run_sync(self._container.usage),
         )
@@ -404,17 +381,6 @@ def _first(group: BaseExceptionGroup[spi.StokerError]) -> spi.StokerError:
         error = error.exceptions[0]
     assert isinstance(error, spi.StokerError)
     return error
-
-
-def _output_pipes(pid: int) -> frozenset[int]:
-    """The numbers of the pipes that a process writes to; none once it has ended."""
-    pipes = set()
-    for output in (1, 2):
-        with suppress(OSError):
-            status = Path(f"/proc/{pid}/fd/{output}").stat()
-            if stat.S_ISFIFO(status.st_mode):
-                pipes.add(status.st_ino)
-    return frozenset(pipes)
 
 
 def _write_all(pieces: Sequence[tuple[int, bytes]]) -> None:

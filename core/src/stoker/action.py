@@ -132,7 +132,7 @@ class RunRecord(NamedTuple):
     outcome: Outcome | None
     """None while it is on its way."""
     sharers: tuple[Sharer, ...]
-    """The operations that shared it, those that were cancelled too."""
+    """The operations that shared it, those that were cancelled too: the first thousand."""
     cache: CacheAnswer
     wait: str
     """Why it did not begin at once; empty where it did."""

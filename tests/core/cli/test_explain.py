@@ -168,6 +168,58 @@ async def test_an_action_that_never_ran_can_be_repeated_too(
     assert b"no run of action" in unknown.stderr
 
 
+async def test_outputs_below_a_link_are_repeated_too(
+    instance: RemoteInstance, tmp_path: Path
+) -> None:  # RUN-06
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    links = {"out": "real", "far": str(outside)}
+    root = reapi.Directory(
+        directories=[reapi.DirectoryNode(name="real", digest=SHA256.empty.to_proto())],
+        symlinks=[reapi.SymlinkNode(name=n, target=t) for n, t in sorted(links.items())],
+    )
+    command = reapi.Command(
+        arguments=["sh", "-c", "echo made > out/made"], output_paths=["out/made", "far/below/made"]
+    )
+    messages = [message.SerializeToString() for message in (root, command)]
+    action = reapi.Action(
+        command_digest=SHA256.digest(messages[1]).to_proto(),
+        input_root_digest=SHA256.digest(messages[0]).to_proto(),
+    ).SerializeToString()
+    await instance.upload_blobs({SHA256.digest(data): data for data in (b"", *messages, action)})
+    done = await stoker(instance, SHA256.digest(action), "--reproduce", tmp_path / "new")
+    assert done.returncode == 0, done.stderr
+    again = await trio.run_process(["sh", "-c", done.stdout.decode()])
+    assert again.returncode == 0
+    assert (tmp_path / "new" / "root" / "real" / "made").read_bytes() == b"made\n"
+    # Nothing is made outside of it.
+    assert not [*outside.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        reapi.Command(arguments=["true"], working_directory="../../escaped"),
+        reapi.Command(arguments=["true"], working_directory="/tmp/escaped-from-stoker"),
+        reapi.Command(),
+    ],
+    ids=["above", "absolute", "nothing to run"],
+)
+async def test_what_no_server_would_run_is_not_repeated(
+    instance: RemoteInstance, tmp_path: Path, command: reapi.Command
+) -> None:
+    data = command.SerializeToString()
+    action = reapi.Action(
+        command_digest=SHA256.digest(data).to_proto(), input_root_digest=SHA256.empty.to_proto()
+    ).SerializeToString()
+    await instance.upload_blobs({SHA256.digest(blob): blob for blob in (b"", data, action)})
+    done = await stoker(instance, SHA256.digest(action), "--reproduce", tmp_path / "new")
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"Error: ")
+    assert not (tmp_path / "escaped").exists()
+    assert not Path("/tmp/escaped-from-stoker").exists()
+
+
 @pytest.mark.parametrize(
     "argv",
     [("printf", "%s", "a b'c\n$x`y`"), ("./na=me", "1"), ("env",)],

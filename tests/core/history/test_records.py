@@ -136,6 +136,12 @@ async def test_old_ones_go(tmp_path: Path) -> None:
         assert await kept(history, "old", "new") == ["new"]
 
 
+async def test_they_may_be_kept_for_good(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_age_days=1e300) as history:
+        history.note(ended("old", ended_ns=1))
+        assert await kept(history, "old") == ["old"]
+
+
 async def test_a_disk_that_does_not_follow_costs_records_and_no_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -13,6 +14,8 @@ import trio.testing
 from stoker.action import LoadedAction
 from stoker.errors import Overloaded
 from stoker.scheduler.admission import MAX_DELAY_SECONDS, MIN_DELAY_SECONDS, Bound, Limit
+from stoker.scheduler.journal import Journal
+from stoker.scheduler.losses import Loss, key_of
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.scheduler import Scheduler, open_scheduler
 from stoker.scheduler.settings import SchedulerSettings
@@ -233,3 +236,17 @@ async def test_what_an_executor_takes_makes_room_at_once(nursery: trio.Nursery) 
         executor.release.set()
         await ended(second)
         nursery.cancel_scope.cancel()
+
+
+async def test_what_is_kept_back_is_queued_too() -> None:  # EXE-25, SCH-10
+    settings = SchedulerSettings(max_queued=2, max_server_losses=2)
+    journal = Journal(settings.bounds)
+    for name in "abcd":
+        loss = Loss(time.time_ns(), time.time_ns(), "one", with_server=True)
+        journal.losses.note(key_of(make_action(name)), loss)
+    async with open_scheduler(EXECUTORS, settings, journal) as scheduler:
+        for name in "ab":
+            scheduler.submit(make_action(name), priority=0, executors=EXECUTORS)
+        for name in "cd":
+            with pytest.raises(Overloaded, match="`max_queued`"):
+                scheduler.submit(make_action(name), priority=0, executors=EXECUTORS)

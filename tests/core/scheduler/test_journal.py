@@ -367,6 +367,10 @@ async def test_nobody_else_on_the_machine_reads_the_names(tmp_path: Path) -> Non
 
 
 async def test_losses_are_forgotten_in_time(tmp_path: Path) -> None:  # SCH-10
+    settings = SchedulerSettings(quarantine_seconds=1e300)
+    async with open_journal(tmp_path, settings) as (journal, _):
+        journal.lost(make_action("old"), "one", time.time_ns())
+        assert len([*journal.losses]) == 1
     settings = SchedulerSettings(quarantine_seconds=0.0)
     async with open_journal(tmp_path, settings) as (journal, _):
         for name in ("a", "b", "c", "c"):

@@ -324,6 +324,17 @@ async def test_who_has_no_more_patience_gets_all_back_at_once(nursery: trio.Nurs
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("seconds", [1e300, 1e12])
+async def test_the_wait_for_an_executor_may_be_without_bound(seconds: float) -> None:  # EXE-14
+    async with opened(wait_for_executor_seconds=seconds) as scheduler:
+        operation = submit(scheduler, "a", "one")
+        scheduler.detach("one", "is away")
+        note = note_of(operation)
+        assert note is not None
+        assert not note.HasField("until")
+        assert "is away" in note.reason
+
+
 async def test_no_executor_can_put_off_the_end_of_a_server(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:  # SCH-06

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from pathlib import Path
 
@@ -141,3 +142,35 @@ def test_more_than_there_is_room_for_is_not_told_of(tmp_path: Path) -> None:
         for place in places:
             in_hand.let_go(place)
         assert in_hand.take(key, "a") is not None
+
+
+def test_those_who_gave_up_while_they_were_held_are_let_go() -> None:
+    losses = Losses(BOUNDS)
+    suspects = Suspects(losses)
+    for name in ("a", "b"):
+        lose(losses, name, 4, with_server=True)
+    suspects.entered(action("a"))
+    stays = waiting("b")
+    suspects.hold(stays)
+    for _ in range(1000):
+        held = waiting("b")
+        suspects.hold(held)
+        held.operation.outcome = Outcome(error=Unavailable("given up"))
+    gc.collect()
+    kept = [each for each in gc.get_objects() if type(each) is Waiting]
+    assert 1 <= len(kept) < 300
+    suspects.left(action("a"))
+    assert suspects.next_to_enter() is stays
+
+
+@pytest.mark.parametrize("most", [10, 10**12])
+def test_bounds_may_be_as_good_as_none(most: int) -> None:
+    losses = Losses(Bounds(most, most, 1e300))
+    assert losses.suspects_at_once(1) >= 16
+    lose(losses, "a", most if most == 10 else 1, with_server=True)
+    for _ in range(2):
+        if most == 10:
+            with pytest.raises(Quarantined):
+                losses.check(action("a"))
+        else:
+            losses.check(action("a"))

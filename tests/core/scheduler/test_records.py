@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stoker.action import Outcome
-from stoker.errors import OperationNotFound
+from stoker.errors import InputsMissing, OperationNotFound
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.scheduler.operation import Operation
 from stoker.scheduler.records import Records
@@ -49,3 +49,17 @@ def test_numbers_grow_and_tell_what_came_after() -> None:
     assert records.after(numbers[500]) == operations[501:]
     assert records.after(numbers[499]) == operations[501:]
     assert records.after(numbers[-1]) == []
+
+
+def test_errors_weigh_what_they_say() -> None:  # OPS-13
+    records = Records(retention_seconds=10, max_retained_bytes=10**6)
+    digests = [make_action(str(i)).digest for i in range(2000)]
+    operations = [records.add(make_action(str(i))) for i in range(20)]
+    for operation in operations:
+        operation.stage = Stage.COMPLETED
+        operation.outcome = Outcome(error=InputsMissing(digests), message="m" * 1000)
+        records.retain(operation, 0)
+    records.drop_expired(1)
+    # Each has two thousand digests, of a hundred bytes and more.
+    assert 1 <= len(records) <= 5
+    assert records.after(0) == operations[-len(records) :]

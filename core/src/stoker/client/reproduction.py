@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from stoker.action import parse_action, parse_command, resolve_output
+from stoker.action import load_action, parse_action, parse_command, resolve_output
 from stoker.client.blobs import Blobs
 from stoker.client.outputs import Downloaded
 from stoker.digest import Digest
@@ -51,12 +51,17 @@ async def download_action(blobs: Blobs, action_digest: Digest, folder: Path) -> 
     action = parse_action(action_digest, await blobs.read_blob(action_digest))
     command_digest = function.parse(action.command_digest)
     command = parse_command(command_digest, await blobs.read_blob(command_digest))
+    # No server may have looked at it: what it names must lie within the folder here, too.
+    metadata = reapi.RequestMetadata()
+    load_action(action_digest, action, command, namespace="", metadata=metadata)
     plan = await _plan(blobs, function.parse(action.input_root_digest))
     root, temporary = folder / "root", folder / "tmp"
     for path in (root, temporary):
         path.mkdir(parents=True)
     for path_below in (*plan.folders, *_own_folders(command)):
-        (root / path_below).mkdir(parents=True, exist_ok=True)
+        # What lies behind a link is not ours to make: it may be anywhere on this machine.
+        if not any(map(plan.links.__contains__, _ways_to(path_below))):
+            (root / path_below).mkdir(parents=True, exist_ok=True)
     await _download(blobs, plan, root)
     for link, target in plan.links.items():
         (root / link).symlink_to(target)
@@ -104,6 +109,13 @@ def _own_folders(command: reapi.Command) -> Iterator[str]:
     paths = command.output_paths or (*command.output_files, *command.output_directories)
     for path in paths:
         yield posixpath.dirname(resolve_output(directory, path))
+
+
+def _ways_to(path: str) -> Iterator[str]:
+    """`path` and every folder that it lies in."""
+    while path:
+        yield path
+        path = posixpath.dirname(path)
 
 
 async def _download(blobs: Blobs, plan: _Plan, root: Path) -> None:

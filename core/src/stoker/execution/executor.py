@@ -68,7 +68,6 @@ class Executor:
         and without names before that, whenever there is something to tell of what is fetched for
         it.
 
-
         An outcome may hold an error and a result: a timeout with what the action had written
         (RUN-19), a program that cannot be started (RUN-17), outputs that REAPI has no word for.
         Raises InvalidRequest and InputsMissing for faults of the request, FailedPrecondition,

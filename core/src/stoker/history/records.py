@@ -30,6 +30,8 @@ MAX_WAITING = 20_000
 _GATHER_SECONDS = 1.0
 _BATCH = 500
 _CLOSING_SECONDS = 5.0
+_DECADES_DAYS = 40_000.0
+"""More nanoseconds than these have a database cannot count."""
 _VERSION = 1
 _SCHEMA = (
     """CREATE TABLE runs (
@@ -185,7 +187,8 @@ class History:
 
     def _trimming(self) -> list[Change]:
         """What keeps the records within their bounds."""
-        oldest_ns = time.time_ns() - int(self._settings.max_age_days * 86400e9)
+        age_days = min(self._settings.max_age_days, _DECADES_DAYS)
+        oldest_ns = time.time_ns() - int(age_days * 86400e9)
         # By number throughout: rows come in that order, so that this finds its place at once.
         last_gone = (
             "SELECT max(?, coalesce((SELECT max(id) FROM (SELECT id, ended_ns FROM runs"

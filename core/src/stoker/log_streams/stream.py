@@ -95,7 +95,7 @@ class LogReader:
     async def read(self, max_bytes: int) -> bytes:
         """The next bytes: at least one and at most `max_bytes`, as soon as there are any.
 
-        None at the end, or once the rest is to be had from the blob `LogStream.digest`. After
+        Empty at the end, or once the rest is to be had from the blob `LogStream.digest`. After
         cancellation it may be repeated. Raises FailedPrecondition if bytes that were read are
         gone, Unavailable if the disk fails, and what `LogStream.check` raises.
         """

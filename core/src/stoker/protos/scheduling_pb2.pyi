@@ -41,7 +41,7 @@ class WaitingForExecutor(_message.Message):
     def since(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def until(self) -> _timestamp_pb2.Timestamp:
-        """When the operation ends unless one is there by then."""
+        """When the operation ends unless one is there by then. Not set where it may wait for good."""
 
     def __init__(
         self,

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from stoker.scheduler.task import Task
 
 
+_FOR_GOOD_SECONDS = 100 * 365 * 86400
+"""Who may wait for longer is told of no end, for which a Timestamp may have no figure."""
+
+
 class Absence:
     """Sends executors away and takes them back, and tells clients what that means for them."""
 
@@ -61,8 +65,8 @@ class Absence:
         """Tell whoever waits for `task`, which is stranded, what it waits for, and how long."""
         waited = trio.current_time() - self._queue.stranded[task]
         since_ns = time_ns() - round(waited * 1e9)
-        until_ns = since_ns + round(self._wait_seconds * 1e9)
-        note = _waiting_note(task.kind.eligible, self.reasons, since_ns=since_ns, until_ns=until_ns)
+        seconds = self._wait_seconds
+        note = _waiting_note(task.kind.eligible, self.reasons, since_ns=since_ns, seconds=seconds)
         self._operations.explain_wait(task, note)
         self.set_alarm()
 
@@ -85,15 +89,17 @@ class Absence:
 
 
 def _waiting_note(
-    executors: Collection[str], reasons: Mapping[str, str], *, since_ns: int, until_ns: int
+    executors: Collection[str], reasons: Mapping[str, str], *, since_ns: int, seconds: float
 ) -> WaitingForExecutor:
-    """What an action waits for that could run on `executors`; `reasons` say why each is away."""
+    """What an action waits for, for so long at most, that could run on `executors`; `reasons` say
+    why each is away."""
     note = WaitingForExecutor(
         reason=f"no executor that could run it is there: {_sentence(executors, reasons)}",
         executors=sorted(executors),
     )
     note.since.FromNanoseconds(since_ns)
-    note.until.FromNanoseconds(until_ns)
+    if seconds < _FOR_GOOD_SECONDS:
+        note.until.FromNanoseconds(since_ns + round(seconds * 1e9))
     return note
 
 

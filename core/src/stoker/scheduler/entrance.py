@@ -63,6 +63,8 @@ class Entrance:
         if not self._queue.in_flight(action):
             self._limits.queued.check_client(action.principal, now)
         if not self._suspects.may_enter(action):
+            # It waits like any other.
+            self._limits.queued.check(action.principal, now)
             return None
         try:
             return self._queue.add(action, priority, executors, now=now)

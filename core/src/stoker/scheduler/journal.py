@@ -276,7 +276,7 @@ class Journal:
 
     def _oldest_loss(self) -> int:
         """Actions that were last lost before this time of day are suspects no more."""
-        return time.time_ns() - int(self.losses.bounds.quarantine_seconds * 1e9)
+        return time.time_ns() - self.losses.bounds.quarantine_nanoseconds
 
     def _adopt(self, kept: Kept) -> None:
         done = trio.Event()

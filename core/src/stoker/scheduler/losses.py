@@ -18,6 +18,9 @@ from stoker.digest import Digest
 from stoker.errors import Quarantined, Unavailable
 
 KEY_BYTES = 32
+_DECADES_SECONDS = 1e9
+_ALL_AT_ONCE = 16
+"""So many doublings allow more at once than any server runs."""
 _TOLD = 10
 """How many losses are told of: the last ones."""
 
@@ -55,6 +58,11 @@ class Bounds:
     max_server_losses: int
     quarantine_seconds: float
 
+    @property
+    def quarantine_nanoseconds(self) -> int:
+        """The same; a few decades at most, which is what databases can count."""
+        return int(min(self.quarantine_seconds, _DECADES_SECONDS) * 1e9)
+
 
 @dataclass(slots=True)
 class Losses:
@@ -82,7 +90,7 @@ class Losses:
         """How many actions that were lost with the server may run at the same time, where one of
         them was lost this often: half as many with each loss, and one alone for the second half
         of what is put up with."""
-        return 1 << max(0, self.bounds.max_server_losses // 2 - losses)
+        return 1 << min(max(0, self.bounds.max_server_losses // 2 - losses), _ALL_AT_ONCE)
 
     def with_server(self, key: bytes) -> int:
         """How often the action of this key was lost with the server."""
@@ -110,7 +118,7 @@ class Losses:
         """Raise Quarantined for an action that is kept out now."""
         if not self._by_key or (key := key_of(action)) not in self._by_key:
             return
-        quarantine = int(self.bounds.quarantine_seconds * 1e9)
+        quarantine = self.bounds.quarantine_nanoseconds
         self.forget_before(time.time_ns() - quarantine)
         if self._spent(key):
             held = self._by_key[key]

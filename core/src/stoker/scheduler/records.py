@@ -10,12 +10,12 @@ from operator import attrgetter
 from sys import intern
 from typing import NamedTuple
 
-from stoker.action import NOTHING_INLINED, Inlined, LoadedAction
-from stoker.errors import OperationNotFound
+from stoker.action import NOTHING_INLINED, Inlined, LoadedAction, Outcome
+from stoker.errors import InputsMissing, OperationNotFound
 from stoker.scheduler.operation import Operation, operation_name
 
-_OPERATION_BYTES = 2048
-"""About what an operation weighs beside its result."""
+_OPERATION_BYTES, _DIGEST_BYTES = 2048, 256
+"""About what an operation weighs beside its outcome, and a digest that an error tells of."""
 
 
 class _Ended(NamedTuple):
@@ -92,7 +92,7 @@ class Records:
             return
         outcome = operation.outcome
         assert outcome is not None, "it has ended"
-        weight = _OPERATION_BYTES + (outcome.result.ByteSize() if outcome.result else 0)
+        weight = _weight(outcome)
         self._ended[operation.name] = _Ended(now, weight)
         self._retained_bytes += weight
 
@@ -111,3 +111,15 @@ class Records:
             if ended.time >= oldest and self._retained_bytes <= self._max_retained_bytes:
                 break
             self.forget(self._operations[name])
+
+
+def _weight(outcome: Outcome) -> int:
+    """About how many bytes of memory an operation takes that ended so."""
+    weight = _OPERATION_BYTES + len(outcome.message)
+    if outcome.result is not None:
+        weight += outcome.result.ByteSize()
+    if outcome.error is not None:
+        weight += len(str(outcome.error))
+    if isinstance(outcome.error, InputsMissing):
+        weight += _DIGEST_BYTES * len(outcome.error.digests)
+    return weight

@@ -17,6 +17,8 @@ from stoker.action import LoadedAction
 from stoker.scheduler.losses import Losses, key_of
 from stoker.scheduler.operation import Operation
 
+_FEW = 64
+
 
 class Waiting(NamedTuple):
     """An operation that is not in the queue yet, and what it is to be queued with."""
@@ -34,6 +36,7 @@ class Suspects:
     losses: Losses
     _present: Counter[bytes] = field(default_factory=Counter)
     _waiting: list[tuple[int, int, Waiting]] = field(default_factory=list)
+    _most: int = _FEW
 
     def may_enter(self, action: LoadedAction) -> bool:
         """Whether `action` may be queued now."""
@@ -61,6 +64,10 @@ class Suspects:
         # By the order in which they were accepted: one that finds no room keeps its place.
         entry = (lost, waiting.operation.number, waiting)
         insort(self._waiting, entry, key=lambda each: each[:2])
+        if len(self._waiting) > self._most:
+            # Those who gave up meanwhile would stay until their turn comes.
+            self._waiting = [each for each in self._waiting if each[2].operation.outcome is None]
+            self._most = 2 * len(self._waiting) + _FEW
 
     def next_to_enter(self) -> Waiting | None:
         """Take out the first of those that wait, if it may enter or has ended already."""

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from stoker.cli.explain_report import duration, phases, printable, shortened
+from stoker.cli.explain_report import duration, phases, shortened
+from stoker.cli.printable import printable
 from stoker.client import RemoteInstance, open_remote
 from stoker.client.reproduction import shell_command
 from stoker.digest import SHA256, Digest
@@ -170,8 +171,13 @@ async def test_an_action_that_never_ran_can_be_repeated_too(
 
 @pytest.mark.parametrize(
     "argv",
-    [("printf", "%s", "a b'c\n$x`y`"), ("./na=me", "1"), ("env",)],
-    ids=["quotes", "assignment", "environment"],
+    [
+        ("printf", "%s", "a b'c\n$x`y`"),
+        ("./na=me", "1"),
+        ("env",),
+        ("printf", "%s", "-\x1b]0;x\x07\x1b[31m\u202e\r\n\udcff\x9b'\x80"),
+    ],
+    ids=["quotes", "assignment", "environment", "escapes"],
 )
 async def test_any_command_passes_a_shell_whole(argv: tuple[str, ...], tmp_path: Path) -> None:
     script = tmp_path / "na=me"
@@ -179,6 +185,7 @@ async def test_any_command_passes_a_shell_whole(argv: tuple[str, ...], tmp_path:
     script.chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "-odd": "1", "B": "x\n'"}
     line = shell_command(argv, environment, tmp_path)
+    assert all(c.isprintable() or c == "\n" for c in line)
     through = await trio.run_process(["sh", "-c", line], capture_stdout=True)
     direct = await trio.run_process(argv, env=environment, cwd=tmp_path, capture_stdout=True)
     ours = through.stdout.replace(f"PWD={tmp_path}\n".encode(), b"")

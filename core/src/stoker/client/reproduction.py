@@ -7,6 +7,7 @@ import posixpath
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import trio
@@ -142,4 +143,15 @@ def shell_command(
         # env would take it for one more variable.
         words = ["sh", "-c", 'exec "$0" "$@"', *words]
     line = ["env", "-i", *(["--"] if any(v.startswith("-") for v in variables) else [])]
-    return f"cd {shlex.quote(str(working_directory))} && {shlex.join([*line, *variables, *words])}"
+    told = " ".join(map(_quoted, (*line, *variables, *words)))
+    return f"cd {_quoted(str(working_directory))} && {told}"
+
+
+def _quoted(word: str) -> str:
+    """`word` for any POSIX shell, by characters that do nothing to a terminal that shows them."""
+    parts = []
+    for is_plain, run in groupby(word, lambda c: c.isprintable() or c in "\n\t"):
+        text = "".join(run)
+        codes = "".join(f"\\{byte:03o}" for byte in text.encode(errors="surrogateescape"))
+        parts.append(shlex.quote(text) if is_plain else f"\"$(printf '{codes}')\"")
+    return "".join(parts) or "''"

@@ -13,9 +13,10 @@ import trio
 
 from stoker.cli.explain_report import duration, phases, shortened
 from stoker.cli.printable import printable
-from stoker.client import RemoteInstance, open_remote
-from stoker.client.reproduction import shell_command
+from stoker.client import RemoteInstance, open_remote, reproduction
+from stoker.client.reproduction import download_action, shell_command
 from stoker.digest import SHA256, Digest
+from stoker.errors import FailedPrecondition
 from stoker.protos import explain_pb2 as explain
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.testing.server import EXECUTING, open_test_server
@@ -167,6 +168,32 @@ async def test_an_action_that_never_ran_can_be_repeated_too(
     unknown = await stoker(instance, action)
     assert unknown.returncode == 1
     assert b"no run of action" in unknown.stderr
+
+
+async def test_a_tree_that_no_disk_holds_is_refused(
+    instance: RemoteInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduction, "MAX_ENTRIES", 1000)
+    below, blobs = SHA256.empty, {SHA256.empty: b""}
+    for _ in range(40):
+        directory = reapi.Directory()
+        for name in ("a", "b"):
+            directory.directories.add(name=name, digest=below.to_proto())
+        data = directory.SerializeToString()
+        below = SHA256.digest(data)
+        blobs[below] = data
+    command = reapi.Command(arguments=["true"]).SerializeToString()
+    action = reapi.Action(
+        command_digest=SHA256.digest(command).to_proto(), input_root_digest=below.to_proto()
+    ).SerializeToString()
+    blobs |= {SHA256.digest(data): data for data in (command, action)}
+    await instance.upload_blobs(blobs)
+    with (
+        trio.fail_after(60),
+        pytest.raises(FailedPrecondition, match="more than 1000 entries"),
+    ):
+        await download_action(instance, SHA256.digest(action), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ from stoker.protos import remote_execution_pb2 as reapi
 from stoker.storage.tree import check_directory, parse_directory, parse_in, read_properties
 
 _DOWNLOADS_AT_ONCE = 16
+MAX_ENTRIES = 1_000_000
+"""How many files, links and folders are written at the most: a few small blobs can name a
+directory again and again, and so a tree that no disk holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ async def _plan(blobs: Blobs, root: Digest) -> _Plan:
             known[digest] = parse_directory(digest, await blobs.read_blob(digest))
             check_directory(digest, known[digest], set(_names(known[digest])))
         directory = known[digest]
+        if len(plan.folders) + len(plan.files) + len(plan.links) > MAX_ENTRIES:
+            raise FailedPrecondition(f"the input root has more than {MAX_ENTRIES} entries")
         for node in directory.directories:
             below = posixpath.join(path, node.name)
             plan.folders.append(below)

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from stoker.cli.explain_report import duration, phases, printable, shortened
-from stoker.client import RemoteInstance, open_remote
-from stoker.client.reproduction import shell_command
+from stoker.cli.explain_report import duration, phases, shortened
+from stoker.cli.printable import printable
+from stoker.client import RemoteInstance, open_remote, reproduction
+from stoker.client.reproduction import download_action, shell_command
 from stoker.digest import SHA256, Digest
+from stoker.errors import FailedPrecondition
 from stoker.protos import explain_pb2 as explain
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.testing.server import EXECUTING, open_test_server
@@ -220,10 +222,41 @@ async def test_what_no_server_would_run_is_not_repeated(
     assert not Path("/tmp/escaped-from-stoker").exists()
 
 
+async def test_a_tree_that_no_disk_holds_is_refused(
+    instance: RemoteInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduction, "MAX_ENTRIES", 1000)
+    below, blobs = SHA256.empty, {SHA256.empty: b""}
+    for _ in range(40):
+        directory = reapi.Directory()
+        for name in ("a", "b"):
+            directory.directories.add(name=name, digest=below.to_proto())
+        data = directory.SerializeToString()
+        below = SHA256.digest(data)
+        blobs[below] = data
+    command = reapi.Command(arguments=["true"]).SerializeToString()
+    action = reapi.Action(
+        command_digest=SHA256.digest(command).to_proto(), input_root_digest=below.to_proto()
+    ).SerializeToString()
+    blobs |= {SHA256.digest(data): data for data in (command, action)}
+    await instance.upload_blobs(blobs)
+    with (
+        trio.fail_after(60),
+        pytest.raises(FailedPrecondition, match="more than 1000 entries"),
+    ):
+        await download_action(instance, SHA256.digest(action), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     "argv",
-    [("printf", "%s", "a b'c\n$x`y`"), ("./na=me", "1"), ("env",)],
-    ids=["quotes", "assignment", "environment"],
+    [
+        ("printf", "%s", "a b'c\n$x`y`"),
+        ("./na=me", "1"),
+        ("env",),
+        ("printf", "%s", "-\x1b]0;x\x07\x1b[31m\u202e\r\n\udcff\x9b'\x80"),
+    ],
+    ids=["quotes", "assignment", "environment", "escapes"],
 )
 async def test_any_command_passes_a_shell_whole(argv: tuple[str, ...], tmp_path: Path) -> None:
     script = tmp_path / "na=me"
@@ -231,6 +264,7 @@ async def test_any_command_passes_a_shell_whole(argv: tuple[str, ...], tmp_path:
     script.chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "-odd": "1", "B": "x\n'"}
     line = shell_command(argv, environment, tmp_path)
+    assert all(c.isprintable() or c == "\n" for c in line)
     through = await trio.run_process(["sh", "-c", line], capture_stdout=True)
     direct = await trio.run_process(argv, env=environment, cwd=tmp_path, capture_stdout=True)
     ours = through.stdout.replace(f"PWD={tmp_path}\n".encode(), b"")

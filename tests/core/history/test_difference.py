@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pytest
+import trio
 
 from stoker.digest import SHA256, Digest
 from stoker.history import tree_difference
@@ -199,6 +200,25 @@ async def test_directories_that_are_gone_are_named() -> None:
         roots.append(await trees.put(root))
     found = await tree_differences(trees.blobs, *roots, max_differences=10)
     assert (found.gone, found.differences) == (["absent"], [])
+
+
+async def test_others_have_their_turn_while_many_directories_are_compared() -> None:
+    trees, turns = Trees(), 0
+    one: Entries = {f"{n:03}": {"x": b"1"} for n in range(100)}
+    other: Entries = {f"{n:03}": {"x": b"2"} for n in range(100)}
+    roots = await trees.add(one), await trees.add(other)
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns)
+        await tree_differences(trees.blobs, *roots, max_differences=200)
+        nursery.cancel_scope.cancel()
+    assert turns >= 100
 
 
 async def test_what_is_cut_off_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,7 @@ def test_those_who_gave_up_while_they_were_held_are_let_go() -> None:
     suspects = Suspects(losses)
     for name in ("a", "b"):
         lose(losses, name, 4, with_server=True)
-    suspects.entered(action("a"))
+    suspects.entered(make_action("a"))
     stays = waiting("b")
     suspects.hold(stays)
     for _ in range(1000):
@@ -159,7 +159,7 @@ def test_those_who_gave_up_while_they_were_held_are_let_go() -> None:
     gc.collect()
     kept = [each for each in gc.get_objects() if type(each) is Waiting]
     assert 1 <= len(kept) < 300
-    suspects.left(action("a"))
+    suspects.left(make_action("a"))
     assert suspects.next_to_enter() is stays
 
 
@@ -171,6 +171,6 @@ def test_bounds_may_be_as_good_as_none(most: int) -> None:
     for _ in range(2):
         if most == 10:
             with pytest.raises(Quarantined):
-                losses.check(action("a"))
+                losses.check(make_action("a"))
         else:
-            losses.check(action("a"))
+            losses.check(make_action("a"))

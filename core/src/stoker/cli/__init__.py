@@ -19,6 +19,7 @@ import click
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from stoker import __version__
+from stoker.cli.printable import printable_lines
 from stoker.errors import ConfigurationError, StokerError, sole_cause
 from stoker.rpc import RpcError
 
@@ -91,7 +92,7 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(cause, BrokenPipeError):
         return 0
     for sentence in _sentences(error, cause):
-        click.echo(f"Error: {sentence}", err=True)
+        click.echo(f"Error: {printable_lines(sentence)}", err=True)
     return 1
 
 

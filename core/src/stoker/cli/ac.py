@@ -15,6 +15,7 @@ from google.protobuf.json_format import MessageToDict
 
 from stoker.cli.administration import find_socket, open_answers
 from stoker.cli.documents import config_option
+from stoker.cli.printable import printable
 from stoker.protos import admin_pb2 as admin
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -149,6 +150,5 @@ def _line(result: admin.ListedResult) -> str:
         "peer": written.peer,
     }
     when = written.written_at.ToDatetime().isoformat(" ", "seconds")
-    return "  ".join(
-        [f"{when}Z", *parts, *(f"{key} {value}" for key, value in named.items() if value)]
-    )
+    told = (f"{key} {printable(value)}" for key, value in named.items() if value)
+    return "  ".join([f"{when}Z", *parts, *told])

@@ -19,7 +19,8 @@ from google.protobuf.struct_pb2 import Struct
 from rich.console import Console
 
 from stoker.cli.connection import DEFAULT_SERVER, Connection, server_options
-from stoker.cli.explain_report import print_report, printable
+from stoker.cli.explain_report import print_report
+from stoker.cli.printable import printable
 from stoker.client import RemoteInstance
 from stoker.client.reproduction import Reproduction, download_action, shell_command
 from stoker.digest import Digest, digest_function

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from google.protobuf.struct_pb2 import Struct
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from stoker.cli.printable import printable
 from stoker.protos import explain_pb2 as explain
 from stoker.protos import remote_execution_pb2 as reapi
 
@@ -207,11 +208,3 @@ def _row(difference: explain.Difference) -> tuple[str, str, str, str]:
 def shortened(text: str) -> str:
     """A line's worth of `text`."""
     return text if len(text) <= _TOLD_LENGTH else f"{text[: _TOLD_LENGTH - 1]}…"
-
-
-_ESCAPES: Mapping[str, str] = {"\n": " ⏎ "}
-
-
-def printable(text: str) -> str:
-    """`text`, which may be a client's, so that it does nothing to a terminal."""
-    return "".join(c if c.isprintable() else _ESCAPES.get(c) or ascii(c)[1:-1] for c in text)

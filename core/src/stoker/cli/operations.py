@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stoker.cli.connection import Connection, server_options
+from stoker.cli.printable import printable
 from stoker.client import response_of
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc.status import status_code
@@ -62,7 +63,7 @@ def list_(connection: Connection, filter_: str, limit: int | None, as_json: bool
             plain["name"],
             plain["stage"],
             _outcome(plain),
-            _printable(plain["executor"]),
+            printable(plain["executor"]),
             plain["queued"] or "-",
             plain["action"],
         )
@@ -84,7 +85,7 @@ def show(connection: Connection, name: str, as_json: bool) -> None:
         return
     for key, value in plain.items():
         if value not in (None, ""):
-            click.echo(f"{key + ':':<17}{_printable(str(value))}")
+            click.echo(f"{key + ':':<17}{printable(str(value))}")
 
 
 @operations.command()
@@ -157,8 +158,3 @@ def _outcome(plain: dict[str, Any]) -> str:
 
 def _time(stamp: Timestamp) -> str:
     return f"{stamp.ToDatetime().isoformat(' ', 'seconds')}Z"
-
-
-def _printable(text: str) -> str:
-    """`text`, which a server has sent, so that it does nothing to a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -91,9 +91,12 @@ async def _next_signal(signals: AsyncIterator[int]) -> str:
 
 
 async def _hasten(signals: AsyncIterator[int], server: RunningServer) -> None:
-    """Whoever signals twice has no more patience."""
+    """Whoever signals twice has no more patience. Further signals change nothing."""
     log.info("stopping at once", signal=await _next_signal(signals))
     server.draining.cancel()
+    # One that nobody takes ends the process as if nothing had been closed.
+    async for _ in signals:
+        pass
 
 
 def _write_whole(file: Path, text: str) -> None:

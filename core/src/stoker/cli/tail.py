@@ -9,6 +9,7 @@ import trio
 
 from stoker.cli.connection import Connection, server_options
 from stoker.cli.live_output import function_of, open_live_output
+from stoker.cli.printable import printable
 from stoker.client import response_of
 from stoker.protos import remote_execution_pb2 as reapi
 from stoker.rpc.status import status_code
@@ -54,5 +55,5 @@ async def _tail(connection: Connection, given_name: str, only: str | None) -> st
 def _ending(name: str, response: reapi.ExecuteResponse) -> str:
     if response.status.code:
         code = status_code(response.status.code).name
-        return f"{name} has ended: {code}: {response.status.message}"
+        return f"{name} has ended: {code}: {printable(response.status.message)}"
     return f"{name} has ended: exit code {response.result.exit_code}"

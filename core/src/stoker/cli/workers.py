@@ -17,6 +17,7 @@ from rich.table import Table
 
 from stoker.cli.administration import find_socket, open_answers
 from stoker.cli.documents import config_option
+from stoker.cli.printable import printable, printable_lines
 from stoker.protos import admin_pb2 as admin
 
 _ENDLESS = 10_000
@@ -67,7 +68,7 @@ def _print(console: Console, found: admin.ExecutorWorkers, *, processes: bool) -
         console.print(_processes(found.keys))
     for key in found.keys:
         if key.last_error:
-            console.print(f"  last error of {_named(key)}: {_printable(key.last_error)}")
+            console.print(f"  last error of {_named(key)}: {printable_lines(key.last_error)}")
 
 
 def _headline(found: admin.ExecutorWorkers) -> str:
@@ -93,12 +94,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _named(key: admin.WorkerKeyStatus) -> str:
-    return _printable(key.mnemonic or Path(key.argv[0]).name)
-
-
-def _printable(text: str) -> str:
-    """`text`, which may be a client's, so that it does nothing to a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return printable(key.mnemonic or Path(key.argv[0]).name)
 
 
 def _keys(keys: Iterable[admin.WorkerKeyStatus]) -> Table:

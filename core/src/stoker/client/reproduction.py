@@ -7,6 +7,7 @@ import posixpath
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import trio
@@ -20,6 +21,9 @@ from stoker.protos import remote_execution_pb2 as reapi
 from stoker.storage.tree import check_directory, parse_directory, parse_in, read_properties
 
 _DOWNLOADS_AT_ONCE = 16
+MAX_ENTRIES = 1_000_000
+"""How many files, links and folders are written at the most: a few small blobs can name a
+directory again and again, and so a tree that no disk holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,8 @@ async def _plan(blobs: Blobs, root: Digest) -> _Plan:
             known[digest] = parse_directory(digest, await blobs.read_blob(digest))
             check_directory(digest, known[digest], set(_names(known[digest])))
         directory = known[digest]
+        if len(plan.folders) + len(plan.files) + len(plan.links) > MAX_ENTRIES:
+            raise FailedPrecondition(f"the input root has more than {MAX_ENTRIES} entries")
         for node in directory.directories:
             below = posixpath.join(path, node.name)
             plan.folders.append(below)
@@ -154,4 +160,15 @@ def shell_command(
         # env would take it for one more variable.
         words = ["sh", "-c", 'exec "$0" "$@"', *words]
     line = ["env", "-i", *(["--"] if any(v.startswith("-") for v in variables) else [])]
-    return f"cd {shlex.quote(str(working_directory))} && {shlex.join([*line, *variables, *words])}"
+    told = " ".join(map(_quoted, (*line, *variables, *words)))
+    return f"cd {_quoted(str(working_directory))} && {told}"
+
+
+def _quoted(word: str) -> str:
+    """`word` for any POSIX shell, by characters that do nothing to a terminal that shows them."""
+    parts = []
+    for is_plain, run in groupby(word, lambda c: c.isprintable() or c in "\n\t"):
+        text = "".join(run)
+        codes = "".join(f"\\{byte:03o}" for byte in text.encode(errors="surrogateescape"))
+        parts.append(shlex.quote(text) if is_plain else f"\"$(printf '{codes}')\"")
+    return "".join(parts) or "''"

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
+import trio
+
 from stoker.digest import Digest
 from stoker.history.difference import Difference, encoding_difference
 from stoker.protos import remote_execution_pb2 as reapi
@@ -52,7 +54,11 @@ async def tree_differences(
         budget -= 2 * len(pairs)
         directories = await _read(blobs, {d for pair in pairs for d in (pair.before, pair.after)})
         for pair in pairs:
+            # Directories may be large: others have their turn after each.
+            await trio.lowlevel.checkpoint()
             waiting += _compare_pair(pair, directories, found)
+            if len(found.differences) > max_differences:
+                break
         found.cut_off = len(found.differences) > max_differences or (budget <= 0 and bool(waiting))
     del found.differences[max_differences:]
     return found

@@ -3,8 +3,8 @@
 The worker answers at once, so that the time of an action is all that lies between a client and a
 worker: the call, the queue, the inputs, the request, and the outcome's way back. The worker's own
 time is that of the same WorkRequest, sent to a second process of the same tool over plain pipes.
-What is left when that is taken away is held against a bound, and the whole action against the same
-action run without a worker.
+What is left when that is taken away is held against a bound; the whole action against the same
+action run without a worker, and against a bare chain of what no server in Python can leave away.
 
 Each action is another one, by one input file; all its other inputs were there before. Medians of
 single actions: what has to wait for a new worker is no warm action.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,9 +27,10 @@ import trio
 from bench.actions import Actions
 from bench.load import at_a_time
 from bench.measurement import Row
-from bench.servers import open_stoker
+from bench.servers import ServerProcess, open_program, open_stoker
 from stoker.client import RemoteInstance, open_remote
 from stoker.digest import SHA256, Digest
+from stoker.protos import remote_execution_pb2 as reapi
 from stoker.protos.worker_protocol_pb2 import Input, WorkRequest
 
 TOOL = Path(__file__).with_name("worker_tool.py")
@@ -54,9 +56,10 @@ _LOADS = [_Load(inputs, in_flight) for inputs in (10, 1_000, 10_000) for in_flig
 
 
 def measure(*, quick: bool) -> list[Row]:
-    """Two rows for each number of inputs and of actions at a time."""
+    """Two rows for each number of inputs and of actions at a time, and one beside a bare chain."""
     loads = [load for load in _LOADS if not quick or load.inputs < 10_000]
-    return [row for load in loads for row in trio.run(_measure, load, quick)]
+    rows = [row for load in loads for row in trio.run(_measure, load, quick)]
+    return [*rows, trio.run(_measure_chain, _Load(1_000, 1), quick)]
 
 
 async def _measure(load: _Load, quick: bool) -> list[Row]:
@@ -91,6 +94,47 @@ async def _measure(load: _Load, quick: bool) -> list[Row]:
             theirs=one_shot,
         ),
     ]
+
+
+async def _measure_chain(load: _Load, quick: bool) -> Row:
+    count, rounds = (8, 2) if quick else (64, 5)
+    actions = Actions()
+    batches = [_add(actions, load, f"{batch}", count, WARM) for batch in range(rounds + 1)]
+    ours, chain = [], []
+    with open_stoker("disk", load.in_flight) as server, _open_chain(actions, load) as bare:
+        async with open_remote(server.address) as remote, open_remote(bare.address) as other:
+            await actions.upload(remote)
+            for batch in batches:
+                ours.append(await _latency_ms(remote, batch, load.in_flight))
+                chain.append(await _latency_ms(other, batch, load.in_flight))
+    return Row(
+        what=f"warm action, {load.said}",
+        unit="ms",
+        ours=ours[1:],
+        against="a bare chain",
+        theirs=chain[1:],
+    )
+
+
+@contextmanager
+def _open_chain(actions: Actions, load: _Load) -> Iterator[ServerProcess]:
+    """What any server has to do for one of these actions, and nothing else."""
+    files = _files(load.inputs, "")
+    action = reapi.Action.FromString(actions.blobs[actions.add(COMMAND, files, platform=WARM)])
+    root = actions.blobs[SHA256.parse(action.input_root_digest)]
+    directory = reapi.Directory.FromString(root).directories[0]
+    messages = {
+        "action": action.SerializeToString(),
+        "command": actions.blobs[SHA256.parse(action.command_digest)],
+        "root": root,
+        "directory": actions.blobs[SHA256.parse(directory.digest)],
+        "request": _request(files),
+    }
+    with tempfile.TemporaryDirectory(prefix="stoker-bench-") as folder:
+        for name, data in messages.items():
+            Path(folder, name).write_bytes(data)
+        with open_program("bare_chain.py", folder, str(TOOL)) as server:
+            yield server
 
 
 def _add(

@@ -40,7 +40,7 @@ ROWS = {
     "action of `true`": 12 if shutil.which("bwrap") else 6,
     "200 outputs": 1,
     "output of": 2,
-    "warm ": 8,
+    "warm ": 9,
     "container ": 5 if os.environ.get("DOCKER_HOST") or starts_engines() else 0,
     "javac": int(is_there("java-builder")),
     "tsc_wrapped": int(is_there("npm")),
@@ -52,7 +52,7 @@ ROWS = {
     "evict": 1,
     "S3": 6,
     "queue": 1,
-    "front door and": 1,
+    "action in and out": 1,
     "memory by": 2,
     "journal": 6,
 }

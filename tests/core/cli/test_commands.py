@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,15 @@ import pytest
 
 from stoker.cli import main
 
-NOT_DEFAULTS = ("tls_", "max_bytes", "min_life", "executors", "slots", "worker_protocols")
+# Examples, or what depends on the machine or on others.
+NOT_DEFAULTS = tuple(
+    f"# {each}"
+    for each in (
+        *("tls_", "metrics_listen", "max_bytes", "min_life", "slots", "cpus", "memory_bytes"),
+        *("worker_protocols", "high_priority", "default_memory", "max_memory", "gpus"),
+        *("max_queued_per", "max_in_flight_per", "max_streams_per", "[scheduler.properties]"),
+    )
+)
 
 
 class Terminal:
@@ -57,27 +66,19 @@ def test_what_init_shows_commented_out_is_the_default(stoker: Terminal, tmp_path
     code, effective, _ = stoker("config")
     assert code == 0
     text = (tmp_path / "stoker.toml").read_text()
-    # Every line that is code behind a mark; comments begin with a capital or are whole sentences.
-    shown = [line[2:] for line in text.splitlines() if line.startswith("# ") and " = " in line]
-    uncommented = tomllib.loads(
-        "\n".join(line for line in shown if not line.startswith(NOT_DEFAULTS))
-        .replace('strategy = "local"', "[executors.local]\nstrategy = 'local'")
-        .replace("default_timeout_seconds", "[executors.local.limits]\ndefault_timeout_seconds")
-        .replace("idle_seconds", "[executors.local.workers]\nidle_seconds")
-    )
+    shown = [line for line in text.splitlines() if not line.startswith(NOT_DEFAULTS)]
+    whole = re.sub(r"^# (?=\[|\w+ = )", "", "\n".join(shown), flags=re.MULTILINE)
+    (tmp_path / "whole.toml").write_text(whole)
+    said = tomllib.loads(stoker("config", "--config", str(tmp_path / "whole.toml"))[1])
     defaults = tomllib.loads(effective)
-    for key in ("insecure", "drain_seconds", "state_directory"):
-        assert uncommented[key] == defaults["server"][key]
-    for key in ("level", "format"):
-        assert uncommented[key] == defaults["log"][key]
-    for key in ("max_queued", "abandoned_after_seconds", "retention_seconds", "max_retained_bytes"):
-        assert uncommented[key] == defaults["scheduler"][key]
-    workers = uncommented["executors"]["local"]["workers"]
-    assert workers.pop("client_updates") == defaults["instances"][""]["client_updates"]
+    for table in ("server", "log", "scheduler", "history", "log_streams"):
+        assert tomllib.loads(whole)[table]
+        assert said[table] == defaults[table]
+    for key in ("client_updates", "check_actions", "cache_failures", "max_tree_bytes"):
+        assert said["instances"][""][key] == defaults["instances"][""][key]
     local = tomllib.loads(stoker("config", "--config", str(with_executor(tmp_path, text)))[1])
     for table in ("limits", "workers"):
-        for key, value in uncommented["executors"]["local"][table].items():
-            assert local["executors"]["local"][table].get(key, value) == value
+        assert said["executors"]["local"][table] == local["executors"]["local"][table]
 
 
 def with_executor(folder: Path, text: str) -> Path:

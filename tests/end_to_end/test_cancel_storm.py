@@ -290,8 +290,15 @@ async def test_a_storm_leaves_nothing_behind() -> None:
         grown = Counter(descriptors(pid)) - open_before
         # Two pipes for each worker, and some sockets that come and go.
         assert sum(grown.values()) <= 2 * most + 4, grown
-        for process, opened in launchers_before.items():
-            assert sum((Counter(descriptors(process)) - opened).values()) <= 4
+
+        def most_opened() -> int:
+            return max(
+                sum((Counter(descriptors(process)) - opened).values())
+                for process, opened in launchers_before.items()
+            )
+
+        # A launcher looks at the group of an idle worker now and then.
+        await wait_until(lambda: most_opened() <= 4, most_opened)
         assert not list(place.folder.rglob("*.part"))
         async with open_remote(place.server.address) as remote:
             assert await pinned(remote, storm.uploaded) == set()

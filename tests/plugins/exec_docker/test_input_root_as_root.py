@@ -30,20 +30,20 @@ def system_at(folder: Path, user: spi.ProcessUser | None) -> Workplace:
         else:
             path.symlink_to(content)
     (place.root / "usr").symlink_to(".")
-    (place.root / "work").mkdir()
-    (place.root / "work" / "script").write_text("#!/usr/bin/sh\necho script; exit 4\n")
-    (place.root / "work" / "script").chmod(0o755)
-    for path in (place.root, place.root / "work"):
+    (place.root / "task").mkdir()
+    (place.root / "task" / "script").write_text("#!/usr/bin/sh\necho script; exit 4\n")
+    (place.root / "task" / "script").chmod(0o755)
+    for path in (place.root, place.root / "task"):
         os.chown(path, *(user or (0, 0)))
     return place
 
 
 LOOK = """
 exec 2>&1
-pwd; ls /; echo made > /new; mkdir /work/out && echo made > out/file; echo kept > $TMPDIR/x; ls /tmp
+pwd; ls /; echo made > /new; mkdir /task/out && echo made > out/file; echo kept > $TMPDIR/x; ls /tmp
 echo x > /dev/null && test -d /proc/self && echo system; echo x > /proc/sys/kernel/hostname
-ls -d /proc/1/root/etc "$1"; cat /proc/self/root/work/script | head -n 1; id -u
-mount -t tmpfs none /work && echo MOUNTED; cd ../../..; pwd; ls -d bin
+ls -d /proc/1/root/etc "$1"; cat /proc/self/root/task/script | head -n 1; id -u
+mount -t tmpfs none /task && echo MOUNTED; cd ../../..; pwd; ls -d bin
 """
 
 
@@ -58,25 +58,25 @@ async def test_an_input_root_is_the_root(  # ISO-10
         names = sorted(path.name for path in place.root.iterdir())
         spec = asking(place.script(LOOK, str(place.root)), **asked)
         temporary = {"TMPDIR": str(spec.temporary_directory), "PATH": "/usr/bin"}
-        spec = replace(spec, environment=temporary, working_directory="work")
+        spec = replace(spec, environment=temporary, working_directory="task")
         ended = await run(strategy, spec)
         said = place.stdout.read_text()
         assert ended.code == 0, said
         lines = said.splitlines()
-        assert lines[0] == "/work"
-        assert {"bin", "work", "proc", "dev", "sys", "tmp"} == set(lines[1:8]) - {"usr"}
+        assert lines[0] == "/task"
+        assert {"bin", "task", "proc", "dev", "sys", "tmp"} == set(lines[1:8]) - {"usr"}
         for word in ("x", "system", "#!/usr/bin/sh", "65534", "/", "bin"):
             assert word in lines
         assert "MOUNTED" not in said
         assert f"{place.root}: No such file" in said
         assert "/proc/1/root/etc: Permission denied" in said
         assert (place.root / "new").read_text() == "made\n"
-        assert (place.root / "work" / "out" / "file").read_text() == "made\n"
+        assert (place.root / "task" / "out" / "file").read_text() == "made\n"
         assert (spec.temporary_directory / "x").read_text() == "kept\n"
         # Nothing is left that was not made by the action, and no mount came to the machine.
         assert sorted(path.name for path in place.root.iterdir()) == sorted([*names, "new"])
         assert str(place.root) not in Path("/proc/self/mountinfo").read_text()
-        program = replace(asking(place.spec("./script"), **asked), working_directory="work")
+        program = replace(asking(place.spec("./script"), **asked), working_directory="task")
         assert (await outcome(strategy, program)).code == 4
         assert strategy.containers.idle == 0
 
@@ -90,5 +90,5 @@ async def test_what_cannot_be_a_root_is_refused(open_docker: OpenStrategy, tmp_p
         (place.root / "proc").unlink()
         with pytest.raises(spi.ProgramNotStarted, match="not found"):
             await run(strategy, place.spec("/no/such"))
-        away = asking(place.script("ls -d /work"), input_root_as_root="false")
+        away = asking(place.script("ls -d /task"), input_root_as_root="false")
         assert (await outcome(strategy, away)).code == 1

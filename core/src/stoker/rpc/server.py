@@ -23,6 +23,7 @@ it: 4 MiB of payload in tiny pieces can well be 16 MiB of message."""
 
 _CALLS_REQUESTED_AHEAD = 32
 _UNLIMITED = -1
+_MANY = 2**31 - 1
 
 
 class Server:
@@ -247,6 +248,10 @@ def _options(
         ("grpc.max_send_message_length", _UNLIMITED),
         # Otherwise a second server binds the same port and the two share its connections.
         ("grpc.so_reuseport", 0),
+        # Else the library cancels calls at random where more than a thousand come at once, as from
+        # a build with as many jobs. How many are too many is for the services to say (EXE-25).
+        ("grpc.server.max_pending_requests", _MANY),
+        ("grpc.server.max_pending_requests_hard_limit", _MANY),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", 20_000),

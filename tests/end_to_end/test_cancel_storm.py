@@ -42,6 +42,7 @@ SLOTS = 4
 KEPT_ROOTS = 3
 MAX_WORKERS = 2
 MARK = f"STORM=storm-{os.getpid()}"
+OPEN_FOR_A_WORKER = 10
 PATIENCE_SECONDS = 60
 STORE = """
 max_bytes = 20000000
@@ -297,8 +298,9 @@ async def test_a_storm_leaves_nothing_behind() -> None:
                 for process, opened in launchers_before.items()
             )
 
-        # A launcher looks at the group of an idle worker now and then.
-        await wait_until(lambda: most_opened() <= 4, most_opened)
+        # A launcher has the files of an idle worker's groups open, and looks at others now and then.
+        at_most = 4 + OPEN_FOR_A_WORKER * MAX_WORKERS
+        await wait_until(lambda: most_opened() <= at_most, most_opened)
         assert not list(place.folder.rglob("*.part"))
         async with open_remote(place.server.address) as remote:
             assert await pinned(remote, storm.uploaded) == set()

@@ -298,7 +298,7 @@ async def test_a_storm_leaves_nothing_behind() -> None:
                 for process, opened in launchers_before.items()
             )
 
-        # A launcher has the files of an idle worker's groups open, and looks at others now and then.
+        # A launcher has the files of an idle worker's groups open, and at times those of others.
         at_most = 4 + OPEN_FOR_A_WORKER * MAX_WORKERS
         await wait_until(lambda: most_opened() <= at_most, most_opened)
         assert not list(place.folder.rglob("*.part"))
